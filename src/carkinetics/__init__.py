@@ -1,0 +1,81 @@
+"""Bayesian population modelling of CAR-T cell kinetics.
+
+``table -> Dataset -> Model -> population density -> Fit -> exposure -> response -> dose``. Names are loaded
+when they are first used, so that ``import carkinetics`` is quick and starts nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_HOME = {
+    "Assay": "model",
+    "CarkineticsError": "errors",
+    "Check": "fit_result",
+    "Cohort": "simulation",
+    "DataError": "errors",
+    "DataWarning": "errors",
+    "Dataset": "dataset",
+    "Fit": "fit_result",
+    "FitError": "errors",
+    "FitWarning": "errors",
+    "Model": "model",
+    "ModelError": "errors",
+    "Parameter": "model",
+    "Prior": "model",
+    "ReadOptions": "dataset",
+    "Settings": "inference.nuts",
+    "Simulation": "simulation",
+    "fit": "fitting",
+    "gof": "diagnostics",
+    "list_models": "model_files",
+    "load_fit": "fit_file",
+    "load_model": "model_files",
+    "plots": "",
+    "read_dataset": "dataset",
+    "run_checks": "model_checks",
+    "simulate": "simulation",
+}
+
+if TYPE_CHECKING:
+    from carkinetics import plots as plots
+    from carkinetics.dataset import Dataset as Dataset
+    from carkinetics.dataset import ReadOptions as ReadOptions
+    from carkinetics.dataset import read_dataset as read_dataset
+    from carkinetics.diagnostics import gof as gof
+    from carkinetics.errors import CarkineticsError as CarkineticsError
+    from carkinetics.errors import DataError as DataError
+    from carkinetics.errors import DataWarning as DataWarning
+    from carkinetics.errors import FitError as FitError
+    from carkinetics.errors import FitWarning as FitWarning
+    from carkinetics.errors import ModelError as ModelError
+    from carkinetics.fit_file import load_fit as load_fit
+    from carkinetics.fit_result import Check as Check
+    from carkinetics.fit_result import Fit as Fit
+    from carkinetics.fitting import fit as fit
+    from carkinetics.inference.nuts import Settings as Settings
+    from carkinetics.model import Assay as Assay
+    from carkinetics.model import Model as Model
+    from carkinetics.model import Parameter as Parameter
+    from carkinetics.model import Prior as Prior
+    from carkinetics.model_checks import run_checks as run_checks
+    from carkinetics.model_files import list_models as list_models
+    from carkinetics.model_files import load_model as load_model
+    from carkinetics.simulation import Cohort as Cohort
+    from carkinetics.simulation import Simulation as Simulation
+    from carkinetics.simulation import simulate as simulate
+
+__all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'carkinetics' has no attribute {name!r}")
+    if not _HOME[name]:
+        return import_module(f"carkinetics.{name}")
+    value = getattr(import_module(f"carkinetics.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,226 @@
+"""A finished fit: what was estimated, whether to trust it, and its file."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from jaxtyping import Float
+
+from carkinetics.dataset import Dataset
+from carkinetics.model import Model, iiv_cv_pct
+
+# The gates: a fit that passes none of the thresholds below is never shown as converged.
+RHAT_MAX = 1.01
+ESS_MIN = 400
+EBFMI_MIN = 0.3
+# Beyond these a fit is not a weak one but a wrong one.
+RHAT_FAILED = 1.05
+ESS_FAILED = 100
+DIVERGENT_FAILED = 0.01  # share of transitions
+
+INTERVAL = (0.025, 0.975)  # equal-tailed 95 %
+_TAIL = (0.05, 0.95)  # quantiles of which tail ESS is the smaller: Vehtari et al. 2021
+
+
+@dataclass(frozen=True)
+class Check:
+    """Whether a fit can be trusted.
+
+    Attributes
+    ----------
+    status : {"ok", "warning", "failed"}
+    reasons : tuple of str
+        Why it is not ok, worst first; empty if it is.
+    numbers : dict
+        Largest R-hat, smallest bulk and tail ESS over population parameters, divergences, E-BFMI.
+    """
+
+    status: Literal["ok", "warning", "failed"]
+    reasons: tuple[str, ...]
+    numbers: dict[str, float]
+
+    def __str__(self) -> str:
+        n = self.numbers
+        head = (
+            f"{self.status}: R-hat <= {n['rhat']:.3f}, bulk ESS >= {n['ess_bulk']:.0f}, "
+            f"tail ESS >= {n['ess_tail']:.0f}, {n['divergences']:.0f} divergences in {n['draws']:.0f} draws"
+        )
+        return "\n".join([head, *(f"- {r}" for r in self.reasons)])
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """A model, the data it was fitted to, and the draws.
+
+    Attributes
+    ----------
+    tree : xarray.DataTree
+        ArviZ layout; see :func:`carkinetics.fit_tree.build_tree` for its groups, names and dimensions.
+    """
+
+    model: Model
+    data: Dataset
+    tree: xr.DataTree
+
+    def parameters(self) -> pd.DataFrame:
+        """The parameter table, as in a paper.
+
+        Returns
+        -------
+        DataFrame
+            One row per parameter, then per residual SD: ``TV`` (posterior mean of the typical value, natural
+            scale; of sigma for a residual), ``RSE %``, ``2.5 %`` and ``97.5 %``, ``IIV CV %`` (log-normal;
+            else the SD), its interval, ``shrinkage %``, and the worse of R-hat and ESS over TV and omega.
+        """
+        post = self.tree["posterior"].to_dataset()
+        rows = []
+        for p in self.model.parameters:
+            typical = post["tv"].sel(parameter=p.name).values
+            row = {"parameter": p.name, "unit": p.unit} | _location(typical)
+            draws = [] if p.fixed else [typical]
+            if p.iiv:
+                omega = post["omega"].sel(parameter=p.name).values
+                spread = iiv_cv_pct(omega) if p.transform == "log" else omega
+                low, high = np.quantile(spread, INTERVAL)
+                row |= {"IIV CV %": float(np.median(spread)), "IIV 2.5 %": low, "IIV 97.5 %": high}
+                row["shrinkage %"] = 100 * self._shrinkage(p.name)
+                draws.append(omega)
+            rows.append(row | _convergence(draws))
+        for a in self.model.assays:
+            sigma = post["sigma"].sel(assay=a.name).values
+            rows.append({"parameter": f"sigma {a.name}", "unit": "ln"} | _location(sigma) | _convergence([sigma]))
+        return pd.DataFrame(rows).set_index("parameter")
+
+    def _shrinkage(self, name: str) -> float:
+        post = self.tree["posterior"].to_dataset()
+        means = post["eta"].sel(parameter=name).mean(("chain", "draw")).values
+        return 1 - float(np.std(means, ddof=1)) / float(post["omega"].sel(parameter=name).mean())
+
+    def check(self) -> Check:
+        """Whether the fit can be trusted, and why not."""
+        numbers = self._numbers()
+        failed, weak = [], []
+        if not self.tree.attrs["complete"]:
+            weak.append("The fit was interrupted: it is incomplete.")
+        for text, bad, worse in (
+            (
+                f"R-hat {numbers['rhat']:.3f} > {RHAT_MAX} ({numbers['worst_rhat']}): the chains disagree.",
+                numbers["rhat"] > RHAT_MAX,
+                numbers["rhat"] > RHAT_FAILED,
+            ),
+            (
+                f"Bulk ESS {numbers['ess_bulk']:.0f} < {ESS_MIN} ({numbers['worst_ess']}): sample longer.",
+                numbers["ess_bulk"] < ESS_MIN,
+                numbers["ess_bulk"] < ESS_FAILED,
+            ),
+            (
+                f"Tail ESS {numbers['ess_tail']:.0f} < {ESS_MIN}: interval ends are rough.",
+                numbers["ess_tail"] < ESS_MIN,
+                numbers["ess_tail"] < ESS_FAILED,
+            ),
+            (
+                f"{numbers['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept.",
+                numbers["divergences"] > 0,
+                numbers["divergences"] > DIVERGENT_FAILED * numbers["draws"],
+            ),
+            (f"E-BFMI {numbers['ebfmi']:.2f} < {EBFMI_MIN}.", numbers["ebfmi"] < EBFMI_MIN, False),
+            (
+                f"{numbers['deepest']:.0f} trajectories were cut at the largest tree depth.",
+                numbers["deepest"] > 0,
+                False,
+            ),
+        ):
+            if worse:
+                failed.append(text)
+            elif bad:
+                weak.append(text)
+        weak += json.loads(self.tree.attrs["notes"])
+        # A patient without a Gaussian start is worth a word, and no reason to distrust draws that converged.
+        status = "failed" if failed else "warning" if weak else "ok"
+        return Check(status, (*failed, *weak), {k: v for k, v in numbers.items() if not isinstance(v, str)})
+
+    def _numbers(self) -> dict:
+        names, draws = population_draws(self)
+        rhat, bulk, tail = convergence(draws)
+        stats = self.tree["sample_stats"].to_dataset()
+        return {
+            "rhat": float(rhat.max()),
+            "worst_rhat": names[int(rhat.argmax())],
+            "ess_bulk": float(bulk.min()),
+            "worst_ess": names[int(bulk.argmin())],
+            "ess_tail": float(tail.min()),
+            "divergences": float(stats["diverging"].sum()),
+            "draws": float(stats["diverging"].size),
+            "deepest": float(stats["reached_max_treedepth"].sum()),
+            "ebfmi": _ebfmi(stats["energy"].values),
+        }
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the fit to a netCDF file; an existing file is replaced only once the new one is complete."""
+        from carkinetics.fit_file import write_fit
+
+        return write_fit(self, Path(path))
+
+
+def population_draws(fit: Fit) -> tuple[list[str], Float[np.ndarray, "chain draw quantity"]]:
+    """Names and draws of all estimated population parameters: typical values, omegas, sigmas."""
+    post = fit.tree["posterior"].to_dataset()
+    names, columns = [], []
+    for p in fit.model.parameters:
+        if not p.fixed:
+            names.append(p.name)
+            columns.append(post["theta"].sel(parameter=p.name).values)
+    for p in fit.model.parameters:
+        if p.iiv:
+            names.append(f"omega {p.name}")
+            columns.append(post["omega"].sel(parameter=p.name).values)
+    for a in fit.model.assays:
+        names.append(f"sigma {a.name}")
+        columns.append(post["sigma"].sel(assay=a.name).values)
+    return names, np.stack(columns, axis=-1)
+
+
+def convergence(
+    draws: Float[np.ndarray, "chain draw quantity"],
+) -> tuple[Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"]]:
+    """Rank-normalised split R-hat, bulk ESS and tail ESS of every quantity.
+
+    References
+    ----------
+    Vehtari A et al., Bayesian Anal 2021;16:667-718, doi:10.1214/20-BA1221; as implemented in ArviZ.
+    """
+    from arviz_stats.base.array import array_stats
+
+    rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1)
+    bulk = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="bulk")
+    tail = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="tail", prob=_TAIL)
+    return np.atleast_1d(rhat), np.atleast_1d(bulk), np.atleast_1d(tail)
+
+
+def gate_failures(draws: Float[np.ndarray, "chain draw quantity"]) -> int:
+    """How many quantities miss a gate: R-hat, bulk ESS or tail ESS."""
+    rhat, bulk, tail = convergence(draws)
+    return int(np.sum(~((rhat <= RHAT_MAX) & (bulk >= ESS_MIN) & (tail >= ESS_MIN))))
+
+
+def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:
+    """Smallest energy Bayesian fraction of missing information over chains (Betancourt 2016, arXiv:1604.00695)."""
+    jumps = np.square(np.diff(energy, axis=1)).mean(1)
+    return float((jumps / energy.var(1)).min())
+
+
+def _location(draws: Float[np.ndarray, "chain draw"]) -> dict[str, float]:
+    mean, (low, high) = float(draws.mean()), np.quantile(draws, INTERVAL)
+    return {"TV": mean, "RSE %": 100 * float(draws.std()) / abs(mean), "2.5 %": float(low), "97.5 %": float(high)}
+
+
+def _convergence(draws: list[Float[np.ndarray, "chain draw"]]) -> dict[str, float]:
+    if not draws:
+        return {"R-hat": np.nan, "ESS": np.nan}
+    rhat, bulk, _ = convergence(np.stack(draws, axis=-1))
+    return {"R-hat": float(rhat.max()), "ESS": float(bulk.min())}

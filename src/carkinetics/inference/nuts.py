@@ -1,0 +1,185 @@
+"""NUTS in transported coordinates, in blocks: compiled once, run by one thread a chain.
+
+A chain is a loop in Python over a compiled block of iterations; warm-up and sampling are the same program.
+Each chain has a thread of its own: compiled code runs outside the interpreter's lock, so the chains run in
+parallel on one JAX device, whatever was imported or set before, and no chain waits for another.
+"""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from numpyro.infer.hmc import HMCState, hmc
+
+from carkinetics.errors import FitError
+from carkinetics.inference.coordinates import Point, Transport, log_density
+from carkinetics.inference.progress import Report, silent
+from carkinetics.model import Model
+from carkinetics.population import Observations, make_layout
+
+BLOCK = 25  # iterations per call of the compiled program: the grain of progress and of interruption
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How long and how carefully to sample.
+
+    Attributes
+    ----------
+    warmup : int
+        Iterations per chain that adapt the sampler and are thrown away.
+    draws : int
+        Iterations per chain that are kept, at least.
+    max_draws : int
+        Sampling goes on, beyond ``draws``, until every population parameter passes the gates (R-hat, bulk and
+        tail ESS) or this many are kept.
+    target_accept : float
+        Acceptance that the step size is adapted to; nearer to 1 is slower and safer.
+    max_tree_depth : int
+        Doublings of a trajectory at most.
+    """
+
+    warmup: int = 300
+    draws: int = 1000
+    max_draws: int = 8000
+    target_accept: float = 0.9
+    max_tree_depth: int = 10
+
+    def __post_init__(self):
+        for name in ("warmup", "draws", "max_draws", "max_tree_depth"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise FitError(f"settings: {name} = {value!r} must be a whole number above 0.")
+        if not 0 < self.target_accept < 1:
+            raise FitError(f"settings: target_accept = {self.target_accept!r} must lie between 0 and 1.")
+        if self.max_draws < self.draws:
+            raise FitError(f"settings: max_draws = {self.max_draws} is below draws = {self.draws}.")
+
+
+class Block(NamedTuple):
+    """What a block of iterations leaves behind; the leading axis is the draw."""
+
+    phi: Float[Any, "draw phi"]
+    z: Float[Any, "draw random subject"]
+    lp: Float[Any, " draw"]
+    energy: Float[Any, " draw"]
+    diverging: Bool[Any, " draw"]
+    n_steps: Int[Any, " draw"]
+    acceptance_rate: Float[Any, " draw"]
+    step_size: Float[Any, " draw"]
+
+
+class Sampler:
+    """The compiled programs of one model and one shape of data."""
+
+    def __init__(self, model: Model, obs: Observations, coordinates: Transport, settings: Settings):
+        self.model, self.settings = model, settings
+        self._init, self._sample = hmc(potential_fn_gen=partial(_potential, model), algo="NUTS")
+        started = time.perf_counter()
+        state = jax.eval_shape(self._start, jax.random.key(0), obs, coordinates)
+        start = jax.jit(self._start).lower(jax.random.key(0), obs, coordinates)
+        block = jax.jit(self._block).lower(state, obs, coordinates)
+        with ThreadPoolExecutor(2) as pool:  # XLA compiles outside the interpreter's lock
+            self.start, self.block = pool.map(lambda lowered: lowered.compile(), (start, block))
+        self.compile_seconds = time.perf_counter() - started
+
+    def _start(self, key, obs: Observations, coordinates: Transport) -> HMCState:
+        layout = make_layout(self.model)
+        for_u, for_v, for_chain = jax.random.split(key, 3)
+        point = Point(
+            u=jax.random.normal(for_u, (layout.n_phi,)),
+            v=jax.random.normal(for_v, (len(layout.random), obs.n_subjects)),
+        )
+        return self._init(
+            point._asdict(),
+            self.settings.warmup,
+            step_size=0.3,
+            dense_mass=[("u",)],  # type: ignore[arg-type]
+            target_accept_prob=self.settings.target_accept,
+            max_tree_depth=self.settings.max_tree_depth,
+            model_args=(obs, coordinates),
+            rng_key=for_chain,
+        )
+
+    def _block(self, state: HMCState, obs: Observations, coordinates: Transport):
+        layout = make_layout(self.model)
+
+        def step(state, _):
+            state = self._sample(state, (obs, coordinates))
+            phi, z, log_det = coordinates(layout, Point(**state.z))
+            return state, Block(
+                phi=phi,
+                z=z,
+                lp=-state.potential_energy - log_det,  # of the model, not of the sampler's coordinates
+                energy=state.energy,
+                diverging=state.diverging,
+                n_steps=state.num_steps,
+                acceptance_rate=state.accept_prob,
+                step_size=state.adapt_state.step_size,
+            )
+
+        return jax.lax.scan(step, state, length=BLOCK)
+
+
+def _potential(model: Model, obs: Observations, coordinates: Transport):
+    # A density that is not finite is a place the model does not allow: NumPyro counts the energy there as
+    # infinite, so it is rejected as a divergence. A guard here would only cost time (a factor of 2.5).
+    return lambda position: -log_density(model, obs, coordinates, Point(**position))
+
+
+class Chain:
+    """One chain's state and what it has kept so far."""
+
+    def __init__(self, number: int, sampler: Sampler, key, obs: Observations, coordinates: Transport):
+        self.number, self.sampler, self.data = number, sampler, (obs, coordinates)
+        self.blocks: list[Block] = []
+        self.warmup_steps = 0
+        self.done = 0
+        for attempt in jax.random.split(key, 20):
+            self.state = sampler.start(attempt, obs, coordinates)
+            if np.isfinite(float(self.state.potential_energy)):
+                return
+        raise FitError(
+            "no starting point with a finite density in 20 attempts. Look at the data for values far outside "
+            "what the priors allow, or widen the priors (model.with_priors)."
+        )
+
+    def run(self, until: int, total: int, report: Report, stop: threading.Event) -> None:
+        """Go on to iteration ``until`` (warm-up counted), unless asked to stop."""
+        warmup = self.sampler.settings.warmup
+        while self.done < until and not stop.is_set():
+            self.state, block = self.sampler.block(self.state, *self.data)
+            block = jax.tree.map(np.asarray, block)
+            begin = min(max(warmup - self.done, 0), BLOCK)  # iterations of this block that are warm-up
+            self.done += BLOCK
+            self.warmup_steps += int(block.n_steps[:begin].sum())
+            if begin < BLOCK:
+                self.blocks.append(Block(*(x[begin:] for x in block)))
+            divergences = sum(int(b.diverging.sum()) for b in self.blocks)
+            report(self.number, self.done, total, divergences if self.done > warmup else -1)
+
+    def kept(self) -> Block:
+        """All blocks as one."""
+        return Block(*(np.concatenate(parts) for parts in zip(*self.blocks, strict=True)))
+
+
+def run_chains(chains: list[Chain], until: int, total: int, report: Report = silent) -> bool:
+    """Run every chain to ``until`` in a thread of its own; False if interrupted from the keyboard."""
+    stop = threading.Event()
+    with ThreadPoolExecutor(len(chains)) as pool:
+        running = [pool.submit(chain.run, until, total, report, stop) for chain in chains]
+        try:
+            for job in running:
+                job.result()
+        except KeyboardInterrupt:
+            stop.set()
+            for job in running:
+                job.result()
+            return False
+    return True

@@ -1,0 +1,59 @@
+"""The progress bar of a fit: one line a chain, silent when nobody watches."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+
+class Report(Protocol):
+    """Called by a chain after every block of iterations."""
+
+    def __call__(self, chain: int, done: int, total: int, divergences: int) -> None: ...
+
+
+def silent(chain: int, done: int, total: int, divergences: int) -> None:
+    """Report nothing."""
+
+
+@contextmanager
+def stage(text: str, *, show: bool) -> Iterator[None]:
+    """A spinner with one line of text while something without steps runs."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if show and console.is_terminal:
+        with console.status(text):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def bars(chains: int, total: int, *, show: bool) -> Iterator[Report]:
+    """Progress bars with chain, step, divergences and time left; silent when stderr is not a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield silent
+        return
+    columns = (
+        TextColumn("chain {task.fields[chain]}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[phase]:8s} divergences {task.fields[divergences]}"),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    lock = threading.Lock()
+    with Progress(*columns, console=console) as progress:
+        tasks = [progress.add_task("", total=total, chain=c + 1, divergences=0, phase="warm-up") for c in range(chains)]
+
+        def report(chain: int, done: int, total: int, divergences: int) -> None:
+            with lock:
+                phase = "sampling" if divergences >= 0 else "warm-up"
+                progress.update(tasks[chain], completed=done, total=total, divergences=max(divergences, 0), phase=phase)
+
+        yield report

@@ -1,0 +1,219 @@
+"""Model files: TOML in, :class:`~carkinetics.model.Model` out. Unknown keys are refused, never ignored."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from carkinetics.errors import ModelError
+from carkinetics.model import (
+    OMEGA_PRIOR_SD,
+    SIGMA_PRIOR_SD,
+    TYPICAL_PRIOR_SD,
+    Assay,
+    Check,
+    Model,
+    Parameter,
+    Prior,
+    nearest_or_raise,
+)
+from carkinetics.structure import AbstractStructure
+from carkinetics.structures import STRUCTURES
+from carkinetics.transforms import TRANSFORMS
+
+SCHEMA = 1
+_MAX_BYTES = 1_000_000
+_TOP = ("schema", "name", "label", "structure", "reference", "doi", "notes", "parameters", "assays", "checks")
+_IIV = ("omega_sd", "omega_var", "cv_pct")
+_PARAMETER = (
+    "label", "value", "unit", "transform", *_IIV, "no_iiv", "fixed", "prior_sd", "prior_omega", "source", "confidence",
+)  # fmt: skip
+_ASSAY = ("label", "output", "matrix", "unit", "error", "sigma", "lloq", "source", "confidence")
+_CHECK = ("quantity", "time", "expected", "unit", "rel_tol", "source")
+
+
+def models_folder() -> Path:
+    """Where the published models lie: the repository's ``models/`` in a checkout, else beside the code."""
+    here = Path(__file__).resolve().parent
+    in_repository = here.parents[1] / "models"
+    # A wheel carries a copy; in a checkout the repository's own files come first, since a copy goes stale.
+    return in_repository if (here.parents[1] / "pyproject.toml").is_file() else here / "models"
+
+
+def list_models() -> pd.DataFrame:
+    """The published models: name, structure, label, reference."""
+    models = [load_model(path) for path in sorted(models_folder().glob("*.toml"))]
+    rows = [{"name": m.name, "structure": m.structure.name, "label": m.label, "doi": m.doi} for m in models]
+    return pd.DataFrame(rows).set_index("name")
+
+
+def load_model(name: str | Path, *, structures: Sequence[AbstractStructure] = ()) -> Model:
+    """A model by its published name, or from a TOML file of your own.
+
+    Parameters
+    ----------
+    name : str or Path
+        A name of :func:`list_models`, or a path that ends in ``.toml``.
+    structures : sequence of AbstractStructure
+        Your own structures, beside the library's.
+
+    Raises
+    ------
+    ModelError
+        The file, a key or a number in it cannot be used; the message says which, and the remedy.
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        known = sorted(p.stem for p in models_folder().glob("*.toml"))
+        path = models_folder() / f"{nearest_or_raise(str(name), known, 'model', 'models')}.toml"
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ModelError(f"{path.name}: {path.stat().st_size} bytes; a model file has at most {_MAX_BYTES}.")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.name}: not UTF-8 text ({error}).") from None
+    return parse_model(text, where=path.name, structures=structures)
+
+
+def parse_model(text: str, *, where: str = "model", structures: Sequence[AbstractStructure] = ()) -> Model:
+    """The model that a TOML text describes; ``where`` names it in messages."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"{where}: not valid TOML: {error}.") from None
+    _only(raw, _TOP, where)
+    if raw.get("schema") != SCHEMA:
+        raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {SCHEMA}.")
+    known = STRUCTURES | {s.name: s for s in structures}
+    structure = known[nearest_or_raise(_get(raw, "structure", where), known, "structure", where)]
+    wanted, given = structure.parameters._fields, _get(raw, "parameters", where)
+    for key in given:
+        nearest_or_raise(key, wanted, "parameter", f"{where} [parameters]")
+    absent = [p for p in wanted if p not in given]
+    if absent:
+        raise ModelError(f"{where}: {structure.name} needs the parameters {', '.join(absent)} as well.")
+    return Model(
+        name=_get(raw, "name", where),
+        structure=structure,
+        parameters=tuple(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
+        assays=tuple(
+            _assay(a, spec, structure, f"{where} [assays.{a}]") for a, spec in _get(raw, "assays", where).items()
+        ),
+        checks=tuple(_check(c, f"{where} [[checks]] {i + 1}") for i, c in enumerate(raw.get("checks", []))),
+        label=raw.get("label", ""),
+        reference=raw.get("reference", ""),
+        doi=raw.get("doi", ""),
+        notes=tuple(raw.get("notes", ())),
+        toml=text,
+    )
+
+
+def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
+    _only(raw, _PARAMETER, where)
+    transform = nearest_or_raise(_get(raw, "transform", where), TRANSFORMS, "transform", where)
+    value, iiv = _number(raw, "value", where), _iiv(raw, where)
+    theta = TRANSFORMS[transform].forward(value) if _inside(value, transform) else math.nan
+    if not math.isfinite(theta):
+        raise ModelError(f"{where}: value = {value:g} must be {TRANSFORMS[transform].domain} ({transform}).")
+    return Parameter(
+        name=name,
+        value=value,
+        unit=_get(raw, "unit", where),
+        transform=transform,
+        iiv=iiv,
+        fixed=bool(raw.get("fixed", False)),
+        prior=Prior("normal", float(theta), float(raw.get("prior_sd", TYPICAL_PRIOR_SD))),
+        prior_omega=_omega_prior(raw.get("prior_omega"), iiv, where),
+        label=raw.get("label", ""),
+        source=raw.get("source", ""),
+        confidence=raw.get("confidence", ""),
+    )
+
+
+def _iiv(raw: Mapping, where: str) -> float:
+    """Omega as an SD on the transformed scale, whichever way the file states it."""
+    given = [k for k in (*_IIV, "no_iiv") if k in raw]
+    if len(given) != 1:
+        raise ModelError(
+            f"{where}: give exactly one of omega_sd, omega_var, cv_pct or no_iiv = true; got {given or 'none'}."
+        )
+    kind = given[0]
+    if kind == "no_iiv":
+        return 0.0
+    number = _number(raw, kind, where)
+    if number <= 0:
+        raise ModelError(f"{where}: {kind} = {number:g} must be above 0; for no variability write no_iiv = true.")
+    if kind == "cv_pct":
+        if raw.get("transform") != "log":
+            raise ModelError(f"{where}: cv_pct is for transform = 'log'; use omega_sd for {raw.get('transform')!r}.")
+        return math.sqrt(math.log1p((number / 100) ** 2))
+    return math.sqrt(number) if kind == "omega_var" else number
+
+
+def _omega_prior(raw: Mapping | None, iiv: float, where: str) -> Prior:
+    if raw is None:  # boundary-avoiding by default: an omega near zero is a funnel for the sampler
+        return Prior("lognormal", math.log(iiv) if iiv else 0.0, OMEGA_PRIOR_SD)
+    _only(raw, ("family", "median", "scale"), f"{where} prior_omega")
+    family = nearest_or_raise(_get(raw, "family", where), ("lognormal", "halfnormal"), "prior family", where)
+    median = _number(raw, "median", where) if family == "lognormal" else 1.0
+    return Prior(family, math.log(median), _number(raw, "scale", where))  # type: ignore[arg-type]
+
+
+def _assay(name: str, raw: Mapping, structure: AbstractStructure, where: str) -> Assay:
+    _only(raw, _ASSAY, where)
+    sigma = _number(raw, "sigma", where)
+    error = nearest_or_raise(_get(raw, "error", where), ("lognormal",), "error", where)
+    lloq = _number(raw, "lloq", where) if "lloq" in raw else None
+    if sigma <= 0 or (lloq is not None and lloq <= 0):
+        raise ModelError(f"{where}: sigma and lloq must be above 0.")
+    return Assay(
+        name=name,
+        output=nearest_or_raise(_get(raw, "output", where), structure.outputs, "output", where),
+        matrix=_get(raw, "matrix", where),
+        unit=_get(raw, "unit", where),
+        error=error,
+        sigma=sigma,
+        prior=Prior("lognormal", math.log(sigma), SIGMA_PRIOR_SD),
+        lloq=lloq,
+        label=raw.get("label", ""),
+        source=raw.get("source", ""),
+        confidence=raw.get("confidence", ""),
+    )
+
+
+def _check(raw: Mapping, where: str) -> Check:
+    _only(raw, _CHECK, where)
+    return Check(
+        quantity=_get(raw, "quantity", where),
+        expected=_number(raw, "expected", where),
+        rel_tol=_number(raw, "rel_tol", where),
+        time=_number(raw, "time", where) if "time" in raw else None,
+        unit=raw.get("unit", ""),
+        source=_get(raw, "source", where),
+    )
+
+
+def _only(raw: Mapping, known: Sequence[str], where: str) -> None:
+    for key in raw:
+        nearest_or_raise(key, known, "key", where)
+
+
+def _get(raw: Mapping, key: str, where: str):
+    if key not in raw:
+        raise ModelError(f"{where}: {key} is missing.")
+    return raw[key]
+
+
+def _number(raw: Mapping, key: str, where: str) -> float:
+    value = _get(raw, key, where)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ModelError(f"{where}: {key} = {value!r} must be a finite number.")
+    return float(value)
+
+
+def _inside(value: float, transform: str) -> bool:
+    return transform == "identity" or (value > 0 and (transform == "log" or value < 1))

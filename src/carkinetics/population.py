@@ -1,0 +1,304 @@
+"""The joint density of a population: one NumPyro model function, and the arrays it reads.
+
+``Model`` + ``Dataset`` -> ``Layout`` (what is static) and ``Observations`` (what is data) -> ``joint``. The
+data are arguments of the compiled density, not constants in it, so that another dataset of the same shape
+reuses the compiled program.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as dist
+from jaxtyping import Array, Float, Int
+from numpyro.infer.util import log_density
+
+from carkinetics import observation, solvers
+from carkinetics.dataset import Dataset
+from carkinetics.errors import ModelError
+from carkinetics.model import Model, Parameter, Prior
+from carkinetics.structure import AbstractStructure
+from carkinetics.transforms import TRANSFORMS
+
+# A grid of subject x time holds more cells than there are samples; beyond this ratio it is laid out flat.
+_MAX_PADDING = 4
+
+
+class Rows(NamedTuple):
+    """How many observations of each kind there are; they stand in this order."""
+
+    quantified: int
+    below: int
+    above: int
+    between: int
+
+
+class Observations(eqx.Module):
+    """The data as arrays that enter the compiled density, and the static facts that shape it.
+
+    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset.
+
+    Attributes
+    ----------
+    time : Float[" time subject"]
+        Grid on which curves are solved (day); a patient's last time is repeated to fill it.
+    cell : Int[" obs"]
+        Where in the flattened grid each row stands.
+    subject, assay : Int[" obs"]
+    ln_dv : Float[" obs"]
+        Natural log of the value, or of the limit; for an interval its upper end.
+    ln_limit : Float[" obs"]
+        Lower end of an interval; equal to ``ln_dv`` elsewhere.
+    dose : Float[" subject"]
+    rows : Rows
+    n_subjects : int
+    order : tuple of int
+        Position of each row in the dataset's order.
+    """
+
+    time: Float[Array, "time column"]
+    cell: Int[Array, " obs"]
+    subject: Int[Array, " obs"]
+    assay: Int[Array, " obs"]
+    ln_dv: Float[Array, " obs"]
+    ln_limit: Float[Array, " obs"]
+    dose: Float[Array, " subject"]
+    rows: Rows = eqx.field(static=True)
+    flat: bool = eqx.field(static=True)
+
+    @property
+    def n_subjects(self) -> int:
+        return self.dose.shape[0]
+
+    @property
+    def n_obs(self) -> int:
+        return self.cell.shape[0]
+
+
+def row_order(data: Dataset) -> Int[np.ndarray, " obs"]:
+    """The dataset's positions in the order in which the density reads its rows."""
+    return np.argsort(_kind(data), kind="stable")
+
+
+def make_observations(model: Model, data: Dataset) -> Observations:
+    """The arrays of ``data`` as ``model`` reads them.
+
+    Raises
+    ------
+    ModelError
+        An assay of the table is not an assay of the model.
+    """
+    known = [a.name for a in model.assays]
+    unknown = [a for a in data.assays if a not in known]
+    if unknown:
+        raise ModelError(
+            f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
+            "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
+        )
+    order, n = row_order(data), len(data.subjects)
+    subject, time = data.subject[order], data.time[order]
+    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay[order]]
+    kind = _kind(data)[order]
+    with np.errstate(invalid="ignore"):
+        ln_dv, ln_limit = np.log(data.dv[order]), np.log(data.limit[order])
+    # LIMIT is the other end of an interval, whichever way the row is censored.
+    ln_limit = np.where(kind == 3, ln_limit, ln_dv)
+    ln_dv, ln_limit = np.maximum(ln_dv, ln_limit), np.minimum(ln_dv, ln_limit)
+    flat, grid, cell = _grid(subject, time, n, model.structure.closed_form)
+    arrays = (grid, cell, subject, assay, ln_dv, ln_limit, _doses(data))
+    with jax.enable_x64(True):
+        time, cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
+    return Observations(
+        time=time,
+        cell=cell,
+        subject=subject,
+        assay=assay,
+        ln_dv=ln_dv,
+        ln_limit=ln_limit,
+        dose=dose,
+        rows=Rows(*(int(np.sum(kind == k)) for k in range(4))),
+        flat=flat,
+    )
+
+
+def _kind(data: Dataset) -> Int[np.ndarray, " obs"]:
+    return np.select([data.cens == 0, np.isfinite(data.limit), data.cens == 1], [0, 3, 1], default=2)
+
+
+def _grid(subject, time, n_subjects: int, may_be_flat: bool):
+    """Distinct times of every patient side by side, and the cell of every row in it."""
+    distinct = [np.unique(time[subject == i]) for i in range(n_subjects)]
+    depth = max((len(t) for t in distinct), default=0)
+    if may_be_flat and depth * n_subjects > _MAX_PADDING * len(time):
+        # One patient with thousands of rows would make everybody's column that deep.
+        return True, time[None, :], np.arange(len(time))
+    grid = np.stack([np.pad(t, (0, depth - len(t)), mode="edge") if len(t) else np.ones(depth) for t in distinct], 1)
+    row = np.array([np.searchsorted(distinct[i], t) for i, t in zip(subject, time, strict=True)], dtype=int)
+    return False, grid, row * n_subjects + subject
+
+
+def _doses(data: Dataset) -> Float[np.ndarray, " subject"]:
+    doses = data.doses().groupby("ID")["AMT"].sum()
+    return np.array([float(doses.get(i, np.nan)) for i in data.subjects])
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is estimated, in which order: the names behind the columns of every array.
+
+    Attributes
+    ----------
+    parameters : tuple of Parameter
+        All parameters of the structure, in its order.
+    estimated, random : tuple of int
+        Positions of those with an estimated typical value, and of those with between-patient variability.
+    """
+
+    structure: AbstractStructure
+    parameters: tuple[Parameter, ...]
+    estimated: tuple[int, ...]
+    random: tuple[int, ...]
+    assays: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def n_phi(self) -> int:
+        """Number of population parameters."""
+        return len(self.estimated) + len(self.random) + len(self.assays)
+
+
+def make_layout(model: Model) -> Layout:
+    """The layout of a model's population parameters."""
+    return Layout(
+        structure=model.structure,
+        parameters=model.parameters,
+        estimated=tuple(i for i, p in enumerate(model.parameters) if not p.fixed),
+        random=tuple(i for i, p in enumerate(model.parameters) if p.iiv > 0),
+        assays=tuple(a.name for a in model.assays),
+        outputs=tuple(a.output for a in model.assays),
+    )
+
+
+def joint(model: Model, obs: Observations) -> None:
+    """The population density, as a NumPyro model.
+
+    Sites: ``theta.<parameter>`` (typical value, transformed scale), ``omega.<parameter>``,
+    ``sigma.<assay>``, and ``z`` of shape ``(random, subject)``: standard normal random effects, so that an
+    individual's transformed parameter is ``theta + omega z``.
+    """
+    layout = make_layout(model)
+    theta = jnp.stack(
+        [
+            jnp.asarray(p.theta) if p.fixed else numpyro.sample(f"theta.{p.name}", distribution(p.prior))
+            for p in model.parameters
+        ]
+    )
+    omega = jnp.stack(
+        [
+            numpyro.sample(f"omega.{p.name}", distribution(p.prior_omega))
+            for p in (model.parameters[i] for i in layout.random)
+        ]
+    )
+    sigma = jnp.stack([numpyro.sample(f"sigma.{a.name}", distribution(a.prior)) for a in model.assays])
+    shape = (len(layout.random), obs.n_subjects)
+    z = jnp.asarray(numpyro.sample("z", dist.Normal(0.0, 1.0).expand(shape).to_event(2)))
+    individual = individual_parameters(layout, theta, omega, z)
+    rows = log_likelihood(ln_pred(layout, individual, obs), sigma, obs)
+    numpyro.factor("log_likelihood", rows.sum())
+
+
+def distribution(prior: Prior) -> dist.Distribution:
+    """The NumPyro distribution of a prior."""
+    if prior.family == "halfnormal":
+        return dist.HalfNormal(prior.scale)
+    family = dist.LogNormal if prior.family == "lognormal" else dist.Normal
+    return family(prior.loc, prior.scale)
+
+
+def individual_parameters(
+    layout: Layout, theta: Float[Array, " parameter"], omega: Float[Array, " random"], z: Float[Array, "random subject"]
+) -> Float[Array, "parameter subject"]:
+    """Individual parameters on the transformed scale."""
+    n_subjects = z.shape[1]
+    effect = dict(zip(layout.random, omega[:, None] * z, strict=True))
+    return jnp.stack(
+        [theta[i] + effect[i] if i in effect else jnp.full(n_subjects, theta[i]) for i in range(len(theta))]
+    )
+
+
+def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> NamedTuple:
+    """Individual parameters on their natural scale, as the structure names them."""
+    values = (TRANSFORMS[p.transform].inverse(x) for p, x in zip(layout.parameters, individual, strict=True))
+    return layout.structure.parameters(*values)
+
+
+def ln_pred(layout: Layout, individual: Float[Array, "parameter subject"], obs: Observations) -> Float[Array, " obs"]:
+    """Natural log of the predicted level of every row, from transformed individual parameters."""
+    if obs.flat:
+        individual, dose = individual[:, obs.subject], obs.dose[obs.subject]
+    else:
+        dose = obs.dose
+    outputs = solvers.curves(layout.structure, obs.time, dose, natural(layout, individual))
+    if len(set(layout.outputs)) == 1:
+        return outputs[layout.outputs[0]].reshape(-1)[obs.cell]
+    stacked = jnp.stack([outputs[name].reshape(-1) for name in layout.outputs])
+    return stacked[obs.assay, obs.cell]
+
+
+def log_likelihood(
+    ln_prediction: Float[Array, " obs"], sigma: Float[Array, " assay"], obs: Observations
+) -> Float[Array, " obs"]:
+    """Log likelihood of every row: a density where it is quantified, a probability where it is censored."""
+    s = jnp.full(obs.n_obs, sigma[0]) if sigma.shape[0] == 1 else sigma[obs.assay]
+    ends = np.cumsum(obs.rows)
+    quantified, below, above, between = (slice(e - n, e) for e, n in zip(ends, obs.rows, strict=True))
+    f, y, lower = ln_prediction, obs.ln_dv, obs.ln_limit
+    parts = [observation.log_density(y[quantified], f[quantified], s[quantified])]
+    if obs.rows.below:
+        parts.append(observation.log_prob_below(y[below], f[below], s[below]))
+    if obs.rows.above:
+        parts.append(observation.log_prob_above(y[above], f[above], s[above]))
+    if obs.rows.between:
+        parts.append(observation.log_prob_between(lower[between], y[between], f[between], s[between]))
+    return jnp.concatenate(parts)
+
+
+def split_phi(
+    layout: Layout, phi: Float[Array, " phi"]
+) -> tuple[Float[Array, " parameter"], Float[Array, " random"], Float[Array, " assay"]]:
+    """Typical values (transformed), omegas and sigmas, from one unconstrained vector.
+
+    ``phi`` holds the estimated typical values, then ln omega, then ln sigma.
+    """
+    n_theta, n_omega = len(layout.estimated), len(layout.random)
+    position = {i: j for j, i in enumerate(layout.estimated)}
+    theta = jnp.stack([phi[position[i]] if i in position else p.theta for i, p in enumerate(layout.parameters)])
+    return theta, jnp.exp(phi[n_theta : n_theta + n_omega]), jnp.exp(phi[n_theta + n_omega :])
+
+
+def log_joint(
+    model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]
+) -> Float[Array, ""]:
+    """Log of the joint density in ``(phi, z)``: NumPyro's density of :func:`joint`, with d(omega, sigma)/d phi."""
+    layout = make_layout(model)
+    theta, omega, sigma = split_phi(layout, phi)
+    names = [p.name for p in layout.parameters]
+    sites = {f"theta.{names[i]}": theta[i] for i in layout.estimated}
+    sites |= {f"omega.{names[i]}": omega[j] for j, i in enumerate(layout.random)}
+    sites |= {f"sigma.{a}": sigma[j] for j, a in enumerate(layout.assays)}
+    density, _ = log_density(joint, (model, obs), {}, sites | {"z": z})
+    return density + phi[len(layout.estimated) :].sum()
+
+
+def log_prior_phi(model: Model, phi: Float[Array, " phi"]) -> Float[Array, " phi"]:
+    """Log prior density of every component of ``phi``."""
+    layout = make_layout(model)
+    priors = [model.parameters[i].prior for i in layout.estimated]
+    scales = [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
+    terms = [distribution(p).log_prob(x) for p, x in zip(priors, phi, strict=False)]
+    terms += [distribution(p).log_prob(jnp.exp(x)) + x for p, x in zip(scales, phi[len(priors) :], strict=True)]
+    return jnp.stack(terms)

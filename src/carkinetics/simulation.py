@@ -1,0 +1,129 @@
+"""Virtual patients: individual parameters drawn from a model, their curves, and the table an assay would give."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from carkinetics import solvers
+from carkinetics.errors import ModelError
+from carkinetics.model import Model
+from carkinetics.population import make_layout, natural
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """Who is simulated.
+
+    Attributes
+    ----------
+    n : int
+        Patients.
+    times : sequence of float
+        Sampling days, the same for all.
+    dose_per_kg : (float, float)
+        Range of the dose in viable CAR+ cells per kg, drawn uniformly on the log scale.
+    weight : (float, float)
+        Range of the body weight in kg, drawn uniformly.
+    """
+
+    n: int
+    times: Sequence[float]
+    dose_per_kg: tuple[float, float] = (1e6, 5e6)
+    weight: tuple[float, float] = (40.0, 90.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Simulation:
+    """Simulated patients.
+
+    Attributes
+    ----------
+    table : DataFrame
+        What the study would record, one row per dose and sample: ``ID TIME DV AMT EVID DVID MDV CENS`` and
+        ``WT DOSE_PER_KG``; :func:`carkinetics.read_dataset` reads it.
+    individual : DataFrame
+        The true individual parameters, natural scale, one row per patient.
+    truth : dict
+        The population parameters that were drawn from: ``cmax``, ``omega cmax``, ``sigma qpcr``.
+    """
+
+    table: pd.DataFrame
+    individual: pd.DataFrame
+    truth: dict[str, float]
+
+
+def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
+    """Simulate a cohort from a model: between-patient variability, residual error, and the assays' limits.
+
+    Values below an assay's ``lloq`` come back left-censored at it (``CENS = 1``). The same seed gives the
+    same patients.
+
+    Raises
+    ------
+    ModelError
+        The cohort is empty or its times are not increasing days from 0 on.
+    """
+    times = np.asarray(cohort.times, float)
+    if cohort.n < 1 or times.size == 0 or times[0] < 0 or np.any(np.diff(times) <= 0):
+        raise ModelError("a cohort needs at least one patient, and increasing sampling days from 0 on.")
+    random = np.random.default_rng([seed, 0])
+    layout = make_layout(model)
+    theta = np.array([p.theta for p in model.parameters])
+    omega = np.array([p.iiv for p in model.parameters])
+    transformed = theta[:, None] + omega[:, None] * random.standard_normal((len(theta), cohort.n))
+    weight = random.uniform(*cohort.weight, cohort.n).round(1)
+    per_kg = np.exp(random.uniform(np.log(cohort.dose_per_kg[0]), np.log(cohort.dose_per_kg[1]), cohort.n)).round(-4)
+    with jax.enable_x64(True):
+        p = natural(layout, jnp.asarray(transformed))
+        grid = np.broadcast_to(times[:, None], (len(times), cohort.n))
+        levels = {
+            k: np.asarray(v)
+            for k, v in solvers.curves(model.structure, jnp.asarray(grid), jnp.asarray(per_kg * weight), p).items()
+        }
+    width = len(str(cohort.n))
+    ids = [f"V{i + 1:0{width}d}" for i in range(cohort.n)]
+    people = pd.DataFrame({"ID": ids, "WT": weight, "DOSE_PER_KG": per_kg})
+    doses: dict[str, Any] = {
+        "TIME": 0.0,
+        "DV": np.nan,
+        "AMT": per_kg * weight,
+        "EVID": 1,
+        "DVID": "",
+        "MDV": 1,
+        "CENS": 0,
+    }
+    records = [people.assign(**doses)]
+    for assay in model.assays:
+        noise = assay.sigma * random.standard_normal(grid.shape)
+        dv = np.exp(levels[assay.output] + noise)
+        below = dv < (assay.lloq or 0.0)
+        dv = np.where(below, assay.lloq or 0.0, dv)
+        samples = people.loc[people.index.repeat(len(times))].reset_index(drop=True)
+        records.append(
+            samples.assign(
+                TIME=np.tile(times, cohort.n),
+                DV=dv.T.ravel(),
+                AMT=0.0,
+                EVID=0,
+                DVID=assay.name,
+                MDV=0,
+                CENS=below.T.ravel().astype(int),
+            )
+        )
+    table = pd.concat(records, ignore_index=True).sort_values(["ID", "TIME", "EVID"], ascending=[True, True, False])
+    columns = ["ID", "TIME", "DV", "AMT", "EVID", "DVID", "MDV", "CENS", "WT", "DOSE_PER_KG"]
+    names = [q.name for q in model.parameters]
+    individual = pd.DataFrame({n: np.asarray(getattr(p, n)) for n in names}, index=pd.Index(ids, name="ID"))
+    return Simulation(table[columns].reset_index(drop=True), individual, truth_of(model))
+
+
+def truth_of(model: Model) -> dict[str, float]:
+    """The population parameters that a model draws from, by the names of the parameter table."""
+    truth = {p.name: p.value for p in model.parameters}
+    truth |= {f"omega {p.name}": p.iiv for p in model.parameters if p.iiv}
+    return truth | {f"sigma {a.name}": a.sigma for a in model.assays}

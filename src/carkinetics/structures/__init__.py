@@ -1,0 +1,6 @@
+"""The equations, one file each. A new structure is a new file and one line here."""
+
+from carkinetics.structure import AbstractStructure
+from carkinetics.structures.expansion_contraction import ExpansionContraction
+
+STRUCTURES: dict[str, AbstractStructure] = {s.name: s for s in (ExpansionContraction(),)}
