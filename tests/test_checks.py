@@ -389,3 +389,16 @@ def test_v18_large_integers_do_not_wrap():
     data, _ = read(frame, units={"DV": "cells"})
     assert data.dv.max() == 3e9
     assert data.dv.dtype == np.float64
+
+
+def test_samples_at_or_before_a_day_are_left_out_and_counted(tmp_path):
+    """``after`` takes early samples out of the likelihood, never silently, and the digest tells the two apart."""
+    path = tmp_path / "trial.csv"
+    path.write_text("ID,TIME,DV\nA,0,500\nA,0.5,800\nA,3,900\nB,0,700\nB,7,600\n")
+    data = read_dataset(path, options=ReadOptions(after=0.5))
+    assert list(data.time) == [3.0, 7.0]
+    assert sorted(data.report.excluded["LINE"]) == [2, 3, 5]
+    assert "3 samples at or before day 0.5" in str(data.report)
+    assert data.sha256 != read_dataset(path).sha256
+    with pytest.raises(DataError, match="after"):
+        ReadOptions(after=float("nan"))

@@ -168,6 +168,14 @@ def check_predose(rows: pd.DataFrame, policy: Literal["error", "exclude"], found
     rows.loc[before, "OBS"] = False
 
 
+def leave_out_early(rows: pd.DataFrame, after: float, found: Findings) -> None:
+    """Leave samples at or before day ``after`` out of the likelihood, and count them."""
+    early = rows["OBS"] & (rows["TIME"] <= after)
+    found.note("early", early, "TIME", f"{early.sum()} samples at or before day {after:g}: left out, as asked")
+    rows.loc[early, "REASON"] = f"at or before day {after:g}"
+    rows.loc[early, "OBS"] = False
+
+
 def check_plausible(rows: pd.DataFrame, units: Mapping[str, str], found: Findings) -> None:
     """Warn where numbers look like another unit: hours, log10, another scale in one patient."""
     used = rows["OBS"] & (rows["CENS"] == 0) & (rows["DV"] > 0)

@@ -161,7 +161,7 @@ def read_dataset(
     keep
         Rows to keep: ``{"specimen": ["PB"]}``, equality of text.
     options
-        Policies for duplicates and for values before the infusion; separator, decimal mark, encoding, limits.
+        Policies for duplicates, early samples and values before the infusion; separator, decimal mark, limits.
 
     Returns
     -------
@@ -188,7 +188,9 @@ def read_dataset(
     left_out = _keep(cells, keep, declared["TIME"], found)
     found.cells = cells[~cells.index.isin(left_out.index)]
     rows, repeats = _rows(declared["TIME"], values.lloq_per_assay(lloq, cells), options, found)
-    policies = repr((options.duplicates, options.predose, declared["TIME"], sorted(declared["DV"].items())))
+    policies = repr(
+        (options.duplicates, options.predose, options.after, declared["TIME"], sorted(declared["DV"].items()))
+    )
     # Before duplicates are merged: which of them stays must not change the digest.
     content = _digest(rows.drop(columns=["OBS", "REASON"]).join(_covariates(found.cells))) + policies.encode()
     checks.resolve_duplicates(rows, options.duplicates, found)
@@ -244,6 +246,8 @@ def _rows(
     rows = rows.join(checks.read_records(cells, options.decimal, found))
     rows = rows.join(values.read_values(cells, rows, lloq, options.decimal, found))
     found.error(rows["OBS"] & (rows["DVID"] == ""), "DVID", "the assay is empty", "Name the sample's assay.")
+    if options.after is not None:
+        checks.leave_out_early(rows, options.after, found)
     checks.check_predose(rows, options.predose, found)
     twice = checks.find_identical(cells, rows, options.duplicates, found)
     found.cells = cells[~twice]

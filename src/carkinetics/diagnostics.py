@@ -1,9 +1,16 @@
 """Tables that say how a fit and its data agree; :mod:`carkinetics.plots` draws them."""
 
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
+from carkinetics import solvers
 from carkinetics.fit_result import Fit
+from carkinetics.model import Model, nearest_or_raise
 
 
 def gof(fit: Fit) -> pd.DataFrame:
@@ -35,3 +42,78 @@ def gof(fit: Fit) -> pd.DataFrame:
             "IWRES": np.where(data.cens == 0, residual, np.nan),
         }
     )
+
+
+def individual_curves(
+    fit: Fit, *, subjects: Sequence[str] | None = None, points: int = 120, draws: int = 400, interval: float = 0.90
+) -> pd.DataFrame:
+    """Each patient's curve over its own follow-up, with the uncertainty of the fit.
+
+    Parameters
+    ----------
+    subjects : sequence of str, optional
+        Patients; all by default.
+    points : int
+        Times per patient, from day 0 to the patient's last sample.
+    draws : int
+        Posterior draws used, spread evenly over the chains.
+    interval : float
+        Width of the equal-tailed interval.
+
+    Returns
+    -------
+    DataFrame
+        ``ID TIME DVID IPRED LOW HIGH PRED``, in the assay's unit: posterior median and interval of the
+        individual's curve, and the median curve with all random effects at zero. The interval is of the
+        curve; a sample's residual error comes on top.
+    """
+    model, data = fit.model, fit.data
+    chosen = list(data.subjects if subjects is None else subjects)
+    place = [data.subjects.index(nearest_or_raise(s, data.subjects, "patient", data.source)) for s in chosen]
+    posterior = fit.tree["posterior"].to_dataset().stack(sample=("chain", "draw"))
+    keep = np.unique(np.linspace(0, posterior.sizes["sample"] - 1, draws).astype(int))
+    individual = posterior["individual"].isel(subject=place, sample=keep).transpose("parameter", "sample", "subject")
+    typical = posterior["tv"].isel(sample=keep).transpose("parameter", "sample")
+    last = [data.time[data.subject == i].max(initial=28.0) for i in place]
+    times = np.linspace(0.0, last, points)  # (time, subject)
+    # A patient whose samples lie close together early on needs a finer grid there: half of it before day 40.
+    early = np.linspace(0.0, np.minimum(last, 40.0), points // 2)
+    times = np.sort(np.concatenate([early, times]), axis=0)
+    low, high = (1 - interval) / 2, (1 + interval) / 2
+    tables = []
+    for assay in model.assays:
+        curves = _ln_curves(model, assay.output, times, individual.values)
+        middle = _ln_curves(model, assay.output, times, np.repeat(typical.values[:, :, None], len(place), 2))
+        ipred, below, above = np.exp(np.quantile(curves, [0.5, low, high], axis=0))
+        pred = np.exp(np.median(middle, axis=0))
+        for j, subject in enumerate(chosen):
+            tables.append(
+                pd.DataFrame(
+                    {
+                        "ID": subject,
+                        "TIME": times[:, j],
+                        "DVID": assay.name,
+                        "IPRED": ipred[:, j],
+                        "LOW": below[:, j],
+                        "HIGH": above[:, j],
+                        "PRED": pred[:, j],
+                    }
+                )
+            )
+    return pd.concat(tables, ignore_index=True)
+
+
+def _ln_curves(
+    model: Model,
+    output: str,
+    times: Float[np.ndarray, "time subject"],
+    values: Float[np.ndarray, "parameter sample subject"],
+) -> Float[np.ndarray, "sample time subject"]:
+    """Natural log of an output for every draw of the natural-scale individual parameters."""
+    with jax.enable_x64(True):
+        dose = jnp.full(times.shape[1], jnp.nan)
+
+        def one(draw):
+            return solvers.curves(model.structure, jnp.asarray(times), dose, model.structure.parameters(*draw))[output]
+
+        return np.asarray(jax.jit(jax.vmap(one, in_axes=1))(jnp.asarray(values, float)))

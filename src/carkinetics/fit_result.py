@@ -167,9 +167,11 @@ class Fit:
         return write_fit(self, Path(path))
 
 
-def population_draws(fit: Fit) -> tuple[list[str], Float[np.ndarray, "chain draw quantity"]]:
-    """Names and draws of all estimated population parameters: typical values, omegas, sigmas."""
-    post = fit.tree["posterior"].to_dataset()
+def population_draws(
+    fit: Fit, *, group: str = "posterior"
+) -> tuple[list[str], Float[np.ndarray, "chain draw quantity"]]:
+    """Names and draws of all estimated population parameters: typical values (transformed), omegas, sigmas."""
+    post = fit.tree[group].to_dataset()
     names, columns = [], []
     for p in fit.model.parameters:
         if not p.fixed:

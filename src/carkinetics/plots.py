@@ -1,0 +1,174 @@
+"""Figures of what the layers above return; nothing is computed here. Every function returns its axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from carkinetics.diagnostics import individual_curves
+from carkinetics.fit_result import Fit, population_draws
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe and Ito's palette: told apart by readers with any colour vision.
+BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
+
+
+def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12, columns: int = 4) -> "np.ndarray":
+    """Small multiples of patients: samples, the individual's curve with its 90 % interval, the typical curve.
+
+    Parameters
+    ----------
+    subjects : sequence of str, optional
+        Patients to draw; by default ``n`` of them, spread evenly over the list.
+
+    Returns
+    -------
+    ndarray of Axes
+        One per patient. Samples below the limit stand as open triangles at the limit.
+    """
+    import matplotlib.pyplot as plt
+
+    names = fit.data.subjects
+    chosen = list(subjects) if subjects else [names[i] for i in spread(len(names), n)]
+    rows = -(-len(chosen) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.1 * rows), sharey=True, squeeze=False, layout="constrained"
+    )
+    curves = individual_curves(fit, subjects=chosen)
+    for ax, subject in zip(axes.flat, chosen, strict=False):
+        _individual(ax, fit, subject, curves[curves["ID"] == subject])
+    for ax in axes.flat[len(chosen) :]:
+        ax.set_axis_off()
+    unit = fit.model.assays[0].unit
+    figure.supylabel(f"CAR transgene ({unit})", fontsize=9)
+    figure.supxlabel("days since infusion", fontsize=9)
+    shown = fit.data.dv[np.isin(fit.data.subject, [names.index(s) for s in chosen])]
+    if shown.size:
+        axes[0, 0].set_ylim(shown.min() / 4, shown.max() * 6)
+    handles, labels = _legend(axes)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    return axes.flatten()[: len(chosen)]
+
+
+def spread(total: int, n: int) -> list[int]:
+    """``n`` positions spread evenly over ``total``."""
+    return sorted({round(i) for i in np.linspace(0, total - 1, min(n, total))})
+
+
+def _legend(axes) -> tuple[list, list[str]]:
+    found = {}
+    for ax in axes.flat:
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return list(found.values()), list(found)
+
+
+def _individual(ax: "Axes", fit: Fit, subject: str, curves: pd.DataFrame) -> None:
+    data = fit.data
+    for k, (_, curve) in enumerate(curves.groupby("DVID")):
+        color = (BLUE, GREEN)[k % 2]
+        ax.fill_between(
+            curve["TIME"], curve["LOW"], curve["HIGH"], color=color, alpha=0.25, lw=0, label="90 % interval"
+        )
+        ax.plot(curve["TIME"], curve["IPRED"], color=color, lw=1.3, label="individual")
+        ax.plot(time, curve["PRED"], color=GREY, lw=0.9, ls="--", label="typical patient")
+    mine = data.subject == data.subjects.index(subject)
+    _samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
+    ax.set_yscale("log")
+    ax.set_title(shorten(subject), fontsize=8, pad=2)
+    ax.tick_params(labelsize=7)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def _samples(ax: "Axes", x, dv, cens) -> None:
+    quantified, below = cens == 0, cens == 1
+    ax.plot(x[quantified], dv[quantified], "o", ms=3.2, color=BLACK, alpha=0.75, mew=0, label="quantified", zorder=3)
+    if below.any():
+        ax.plot(x[below], dv[below], "v", ms=4, mfc="white", mec=ORANGE, label="below the limit", zorder=3)
+    if (cens == -1).any():
+        ax.plot(x[cens == -1], dv[cens == -1], "^", ms=4, mfc="white", mec=ORANGE, label="above the limit", zorder=3)
+
+
+def shorten(text: str, limit: int = 18) -> str:
+    """An identifier short enough for a title; matplotlib's mathematics switched off."""
+    text = text if len(text) <= limit else text[: limit - 1] + "…"
+    return text.replace("$", r"\$")
+
+
+def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug") -> "np.ndarray":
+    """Observed against predicted, typical (PRED) and individual (IPRED), on log axes, from a ``gof`` table.
+
+    Samples below the limit stand as open triangles at the limit: their prediction should lie below it, or
+    close to it.
+    """
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.7), sharex=True, sharey=True, layout="constrained")
+    values = gof[["DV", "PRED", "IPRED"]].to_numpy()
+    floor = gof["DV"].min() / 30
+    limits = (floor, values.max() * 2)
+    for ax, name, label in zip(axes, ("PRED", "IPRED"), ("typical prediction", "individual prediction"), strict=True):
+        ax.plot(limits, limits, color=GREY, lw=1)
+        # Predictions far below any limit tell no more than one at the edge of the panel.
+        x = gof[name].clip(lower=floor * 1.15).to_numpy()
+        _samples(ax, x, gof["DV"].to_numpy(), gof["CENS"].to_numpy())
+        ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
+        ax.set_xlabel(f"{name}, {label} ({unit})", fontsize=8)
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(f"observed ({unit})", fontsize=8)
+    handles, labels = _legend(axes)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    return axes
+
+
+def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: int = 5) -> "np.ndarray":
+    """Posterior of every population parameter against its prior, natural scale; ``truth`` as a line if given.
+
+    Where the two coincide, the data said nothing.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+
+    names, draws = population_draws(fit)
+    prior_names, prior = population_draws(fit, group="prior")
+    if prior_names != names:
+        raise ValueError("the fit's prior and posterior groups name different parameters")
+    rows = -(-len(names) // columns)
+    _, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.75 * rows), squeeze=False, layout="constrained")
+    units = {p.name: p.unit for p in fit.model.parameters}
+    positive = {p.name for p in fit.model.parameters if p.transform != "log"}
+    for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        to_natural = np.exp if name in units and name not in positive else np.asarray
+        x, reference = to_natural(draws[..., k]).ravel(), to_natural(prior[..., k]).ravel()
+        bins = _bins(x, reference)
+        # Bins of equal width on the log axis: equal weights make areas comparable there.
+        share = np.full(reference.size, 1 / reference.size)
+        ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, label="prior")
+        ax.hist(x, bins=bins, weights=np.full(x.size, 1 / x.size), color=BLUE, alpha=0.75, label="posterior")
+        if truth and name in truth:
+            ax.axvline(truth[name], color=ORANGE, lw=1.5, label="simulated truth")
+        unit = units.get(name, "")
+        ax.set_title(name + (f" ({unit})" if unit not in ("", "1") else ""), fontsize=8, pad=2)
+        ax.set_yticks([])
+        ax.set_xscale("log")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if bins[-1] < 100 * bins[0] else (1,)))
+        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.tick_params(labelsize=7)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    handles, labels = _legend(axes)
+    axes.flat[-1].figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    return axes.flatten()[: len(names)]
+
+
+def _bins(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Bins, even on a log axis, over the posterior and the middle of the prior."""
+    low, high = np.quantile(x, (0.001, 0.999))
+    low, high = min(low, np.quantile(reference, 0.01)), max(high, np.quantile(reference, 0.99))
+    return np.geomspace(low, high, 60)

@@ -50,12 +50,14 @@ class ReadOptions:
 
     ``duplicates`` says what to do with several observations of one patient, time and assay: refuse them,
     average them, keep the first line, or keep all as replicates. ``predose="exclude"`` leaves measurable
-    values before the infusion out. ``separator=None`` is a tab for ``.tsv`` and ``.tab``, else a comma.
+    values before the infusion out. ``after`` (day) leaves every sample at or before it out: ``after=0`` where a
+    model cannot describe the infusion itself. ``separator=None`` is a tab for ``.tsv`` and ``.tab``, else a comma.
     Raises ``DataError`` for a value that is not known.
     """
 
     duplicates: Literal["error", "mean", "geomean", "first", "replicate"] = "error"
     predose: Literal["error", "exclude"] = "error"
+    after: float | None = None
     separator: str | None = None
     decimal: Literal[".", ","] = "."
     encoding: str = "utf-8"
@@ -67,6 +69,8 @@ class ReadOptions:
         for name in ("duplicates", "predose", "decimal"):
             if (got := getattr(self, name)) not in (choices := get_args(hints[name])):
                 raise DataError(f"ReadOptions: {name}={got!r} is not known. Use {' | '.join(choices)}.")
+        if self.after is not None and not math.isfinite(self.after):
+            raise DataError(f"ReadOptions: after={self.after!r} must be a finite day.")
         if self.separator is not None and (len(self.separator) != 1 or self.separator in "\r\n\"'"):
             raise DataError(f"ReadOptions: separator={self.separator!r} must be one character.")
         if self.separator == self.decimal:

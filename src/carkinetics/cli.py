@@ -1,0 +1,179 @@
+"""The command line: parse, call, print. Exit code 0, 1 (the user can mend it) or 2 (a bug)."""
+
+import argparse
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from carkinetics.errors import CarkineticsError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    warnings.showwarning = _show_warning
+    try:
+        arguments.run(arguments)
+    except CarkineticsError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 1
+    except Exception:  # a bug: the traceback is what its report needs
+        import traceback
+
+        traceback.print_exc()
+        print("This is a bug in carkinetics; please report it with the lines above.", file=sys.stderr)
+        return 2
+    return 0
+
+
+def entry() -> None:
+    """What the installed command calls."""
+    sys.exit(main())
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="carkinetics", description=__doc__ and "Population models of CAR-T kinetics.")
+    verbs = parser.add_subparsers(required=True, metavar="{demo,models,check,fit}")
+
+    demo = verbs.add_parser("demo", help="simulate a virtual trial, fit it, draw it")
+    demo.add_argument("--out", type=Path, default=Path("carkinetics-demo"), help="folder for the results")
+    demo.add_argument("--seed", type=int, default=1)
+    demo.set_defaults(run=_demo)
+
+    models = verbs.add_parser("models", help="the published models; with a name, one of them")
+    models.add_argument("name", nargs="?")
+    models.set_defaults(run=_models)
+
+    check = verbs.add_parser("check", help="check a model file (.toml) or a table, without fitting")
+    check.add_argument("file", type=Path)
+    _table_options(check)
+    check.set_defaults(run=_check)
+
+    fit = verbs.add_parser("fit", help="fit a model to a table")
+    fit.add_argument("file", type=Path)
+    fit.add_argument("--model", default="stein_2019_tisagenlecleucel", help="published name, or a .toml file")
+    fit.add_argument("--out", type=Path, default=Path("carkinetics-fit"), help="folder for the results")
+    fit.add_argument("--seed", type=int, default=1)
+    fit.add_argument("--max-draws", type=int, help="draws per chain at most, while the fit has not converged")
+    _table_options(fit)
+    fit.set_defaults(run=_fit)
+    return parser
+
+
+def _table_options(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("the table")
+    group.add_argument("--config", type=Path, help="a TOML file with columns, keep, units, lloq, options")
+    group.add_argument("--column", action="append", default=[], metavar="OURS=THEIRS", help="e.g. ID=patient")
+    group.add_argument("--keep", action="append", default=[], metavar="COLUMN=VALUE", help="e.g. specimen=PB")
+    group.add_argument("--unit", action="append", default=[], metavar="COLUMN=UNIT", help="e.g. TIME=hour")
+    group.add_argument("--lloq", type=float, help="limit of rows that are below one without saying which")
+    group.add_argument("--duplicates", help="error (default), mean, geomean, first or replicate")
+    group.add_argument("--after", type=float, metavar="DAY", help="leave samples at or before this day out")
+    group.add_argument("--predose", help="error (default) or exclude: quantified samples before the infusion")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from carkinetics.demo import MODEL, against_truth, read_trial, virtual_trial
+    from carkinetics.fitting import fit
+    from carkinetics.model_files import load_model
+
+    started = time.perf_counter()
+    trial = virtual_trial(arguments.seed)
+    data = read_trial(trial)
+    below = int((data.cens == 1).sum())
+    print(
+        "VIRTUAL DATA. A simulated CD38 CAR-T trial in B-cell acute lymphoblastic leukaemia; no patient is real.\n"
+        f"Kinetics: {MODEL} (published, CD19). {data.n_subjects} patients, one infusion of 1-5e6 cells/kg,\n"
+        f"{data.n_obs} blood samples by qPCR over 24 weeks, {100 * below / data.n_obs:.0f} % below 50 copies/ug.\n",
+        flush=True,
+    )
+    result = fit(load_model(MODEL), data, seed=arguments.seed)
+    _print_table(against_truth(result, trial.truth))
+    _finish(result, arguments.out, started, truth=trial.truth)
+    print(
+        "\nYour own table, in Python:\n"
+        '  data = ck.read_dataset("trial.csv", lloq=50)\n'
+        f'  fit = ck.fit(ck.load_model("{MODEL}"), data, seed=1)'
+    )
+
+
+def _fit(arguments: argparse.Namespace) -> None:
+    from carkinetics.fitting import fit
+    from carkinetics.inference.nuts import Settings
+    from carkinetics.model_files import load_model
+
+    started = time.perf_counter()
+    data, model = _read(arguments), load_model(arguments.model)
+    print(f"{data!r}\n{model.name}: {model.label}\n", flush=True)
+    limit = arguments.max_draws
+    settings = Settings() if limit is None else Settings(draws=min(limit, Settings().draws), max_draws=limit)
+    result = fit(model, data, seed=arguments.seed, settings=settings)
+    _print_table(result.parameters())
+    _finish(result, arguments.out, started)
+
+
+def _finish(result, folder: Path, started: float, *, truth: dict[str, float] | None = None) -> None:
+    from carkinetics.demo import write_outputs
+
+    print(f"\n{result.check()}\n")
+    written = write_outputs(result, folder, truth=truth)
+    print(f"{folder}/: {', '.join(p.name for p in written)}\n{time.perf_counter() - started:.0f} s in all")
+
+
+def _models(arguments: argparse.Namespace) -> None:
+    from carkinetics.model_files import list_models, load_model
+
+    if arguments.name is None:
+        _print_table(list_models())
+        return
+    model = load_model(arguments.name)
+    print(f"{model.name}: {model.label}\n{model.reference}, doi:{model.doi}\n{model.structure.__doc__}")
+    _print_table(model.table().drop(columns=["label", "source", "transform"]))
+    for note in model.notes:
+        print(f"- {note}")
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    if arguments.file.suffix == ".toml":
+        from carkinetics.errors import ModelError
+        from carkinetics.model_checks import run_checks
+        from carkinetics.model_files import load_model
+
+        model = load_model(arguments.file)
+        table = run_checks(model)
+        print(f"{model.name}: {len(model.parameters)} parameters, {len(table)} checks")
+        if len(table):
+            _print_table(table.set_index("quantity").drop(columns="source"))
+            if not table["ok"].all():
+                raise ModelError(f"{model.name}: {int((~table['ok']).sum())} of {len(table)} checks fail.")
+        return
+    data = _read(arguments)
+    print(f"{data!r}\n{data.report}")
+    _print_table(data.summary())
+
+
+def _read(arguments: argparse.Namespace):
+    from carkinetics.config import table_settings
+    from carkinetics.dataset import read_dataset
+
+    return read_dataset(arguments.file, **table_settings(arguments))
+
+
+def _print_table(table) -> None:
+    import pandas as pd
+
+    with pd.option_context("display.width", 200, "display.max_columns", 40, "display.max_rows", 200):
+        print(table.to_string(float_format=lambda x: f"{x:.4g}", na_rep=""))
+
+
+def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:
+    """One line, without a place in the code: it is about the user's data, not about ours."""
+    print(f"warning: {message}", file=sys.stderr)
