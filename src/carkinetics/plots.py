@@ -70,10 +70,9 @@ def _individual(ax: "Axes", fit: Fit, subject: str, curves: pd.DataFrame) -> Non
     data = fit.data
     for k, (_, curve) in enumerate(curves.groupby("DVID")):
         color = (BLUE, GREEN)[k % 2]
-        ax.fill_between(
-            curve["TIME"], curve["LOW"], curve["HIGH"], color=color, alpha=0.25, lw=0, label="90 % interval"
-        )
-        ax.plot(curve["TIME"], curve["IPRED"], color=color, lw=1.3, label="individual")
+        time = curve["TIME"]
+        ax.fill_between(time, curve["LOW"], curve["HIGH"], color=color, alpha=0.25, lw=0, label="90 % interval")
+        ax.plot(time, curve["IPRED"], color=color, lw=1.3, label="individual")
         ax.plot(time, curve["PRED"], color=GREY, lw=0.9, ls="--", label="typical patient")
     mine = data.subject == data.subjects.index(subject)
     _samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
