@@ -1,6 +1,34 @@
 """Shapes and types of every annotated function are checked while the tests run, and only then."""
 
+import pytest
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("carkinetics", "beartype.beartype")
+hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
+
+
+@pytest.fixture(scope="session")
+def small_trial():
+    """A virtual trial of twelve patients."""
+    from carkinetics.demo import virtual_trial
+
+    return virtual_trial(1, patients=12)
+
+
+@pytest.fixture(scope="session")
+def small_settings():
+    """Enough iterations to have something to look at, too few to trust."""
+    from carkinetics.inference.nuts import Settings
+
+    return Settings(warmup=100, draws=100, max_draws=100, target_accept=0.8)
+
+
+@pytest.fixture(scope="session")
+def small_fit(small_trial, small_settings):
+    """A short fit of the small trial."""
+    from carkinetics.demo import read_trial
+    from carkinetics.fitting import fit
+    from carkinetics.model_files import load_model
+
+    model = load_model("stein_2019_tisagenlecleucel")
+    return fit(model, read_trial(small_trial), seed=3, chains=2, settings=small_settings, progress=False)

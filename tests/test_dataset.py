@@ -7,6 +7,8 @@
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 import time
 import warnings
 
@@ -230,11 +232,21 @@ def test_ids_of_a_frame_are_text():
         assert read_dataset(frame, units=UNITS).subjects == ("1", "2", "3", "4")
 
 
-@pytest.mark.skipif(hasattr(read_dataset, "__wrapped__"), reason="a type checker stands in between")
-def test_warnings_point_at_the_caller():
-    with pytest.warns(DataWarning) as caught:
-        read_dataset(table(), units=UNITS, lloq=100)
-    assert caught[0].filename == __file__
+def test_warnings_point_at_the_caller(tmp_path):
+    table().to_csv(tmp_path / "trial.csv", index=False)
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        "import sys, warnings\n"
+        "from carkinetics.dataset import read_dataset\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    read_dataset(sys.argv[1], units={'DV': 'copies/ug'}, lloq=100)\n"
+        "print(*(f'{w.category.__name__} {w.lineno} {w.filename}' for w in caught), sep='\\n')\n"
+    )
+    # A process of its own: here the tests' type checker stands between the reader and its caller.
+    command = [sys.executable, str(caller), str(tmp_path / "trial.csv")]
+    run = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [f"DataWarning 5 {caller}"]
 
 
 def test_ten_thousand_patients_load_in_five_seconds(tmp_path):

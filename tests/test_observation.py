@@ -54,7 +54,7 @@ def _standard(f, order):
 @given(
     st.floats(-15, 25), st.floats(-15, 25), st.floats(1e-3, 20)
 )  # levels from 3e-7 to 7e10, any residual SD that was ever reported
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_a_quantified_value_has_the_log_normal_density(ln_dv, ln_pred, sigma):
     """If it fails, every fit is of another residual model than log-normal, or lacks the factor 1 / DV."""
     with jax.enable_x64(True):
@@ -100,7 +100,7 @@ def test_location_and_scale_enter_as_they_should(order):
 
 
 @given(st.floats(-12, 12), st.floats(-12, 12), st.floats(0.05, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 def test_gradients_in_prediction_and_sigma_follow_from_the_hazard(ln_limit, ln_pred, sigma):
     """If it fails, censored samples pull the prediction or the residual SD the wrong way."""
     with jax.enable_x64(True):
@@ -108,7 +108,10 @@ def test_gradients_in_prediction_and_sigma_follow_from_the_hazard(ln_limit, ln_p
         d_limit, d_pred, d_sigma = (float(g) for g in jax.grad(log_prob_below, (0, 1, 2))(*arguments))
     z = (ln_limit - ln_pred) / sigma
     hazard = exact(z)[1]
-    np.testing.assert_allclose([d_limit, d_pred, d_sigma], np.array([1, -1, -z]) * hazard / sigma, rtol=1e-9)
+    # Below 1e-308 a processor may flush to zero.
+    np.testing.assert_allclose(
+        [d_limit, d_pred, d_sigma], np.array([1, -1, -z]) * hazard / sigma, rtol=1e-9, atol=1e-300
+    )
 
 
 def test_the_seam_at_zero_cannot_be_seen():

@@ -13,9 +13,10 @@ from carkinetics.errors import CarkineticsError
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
-    warnings.showwarning = _show_warning
     try:
-        arguments.run(arguments)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            arguments.run(arguments)
     except CarkineticsError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -72,7 +72,7 @@ def fit(
         started = time.perf_counter()
         obs = make_observations(model, data)
         with stage("finding a start", show=progress):
-            coordinates, notes = _coordinates(model, data, obs)
+            coordinates, notes = coordinates_for(model, data, obs)
         found = time.perf_counter()
         with stage("compiling the sampler", show=progress):
             sampler = Sampler(model, obs, coordinates, settings)
@@ -117,7 +117,7 @@ def _refuse(data: Dataset, seed: int, method: str, chains: int) -> None:
         raise FitError(f"{data.source}: no quantified observation; nothing can be estimated.")
 
 
-def _coordinates(model: Model, data: Dataset, obs: Observations) -> tuple[Transport, list[str]]:
+def coordinates_for(model: Model, data: Dataset, obs: Observations) -> tuple[Transport, list[str]]:
     """The sampler's coordinates, and what to say about them."""
     phi, z = (jnp.asarray(x) for x in starting_values(model, data))
 

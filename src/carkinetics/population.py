@@ -230,7 +230,7 @@ def individual_parameters(
     )
 
 
-def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> NamedTuple:
+def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> tuple:
     """Individual parameters on their natural scale, as the structure names them."""
     values = (TRANSFORMS[p.transform].inverse(x) for p, x in zip(layout.parameters, individual, strict=True))
     return layout.structure.parameters(*values)

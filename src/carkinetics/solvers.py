@@ -1,7 +1,5 @@
 """How a structure's curves are computed: for one patient, and for the batch with the patient axis last."""
 
-from typing import NamedTuple
-
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,7 @@ def curves(
     structure: AbstractStructure,
     time: Float[Array, "time subject"],
     dose: Float[Array, " subject"],
-    p: NamedTuple,
+    p: tuple,
 ) -> dict[str, Float[Array, "time subject"]]:
     """Natural log of every output at each patient's times (day).
 
@@ -30,7 +28,7 @@ def reference_curve(
     structure: AbstractStructure,
     time: Float[Array, " time"],
     dose: Float[Array, ""],
-    p: NamedTuple,
+    p: tuple,
     *,
     tol: float = 1e-10,
 ) -> dict[str, Float[Array, " time"]]:

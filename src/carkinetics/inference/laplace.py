@@ -64,10 +64,10 @@ class _Terms(NamedTuple):
     jacobian: Float[Array, "parameter obs"]
 
 
-def laplace_start(
+def find_modes(
     model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]
-) -> Start:
-    """Population and individual modes with the samples' information, from a first guess."""
+) -> tuple[Float[Array, " phi"], Float[Array, "random subject"]]:
+    """Population and individual modes (standardised random effects), from a first guess."""
     layout = make_layout(model)
 
     def one_round(carry, _):
@@ -85,7 +85,7 @@ def laplace_start(
 
     damping = jnp.full(obs.n_subjects, 0.1)
     (phi, z, _), _ = jax.lax.scan(one_round, (phi, z, damping), length=EM_ROUNDS)
-    return _widen(model, layout, obs, phi, z)
+    return phi, z
 
 
 class _Average(NamedTuple):
@@ -98,8 +98,18 @@ class _Average(NamedTuple):
     squares: Float[Array, " assay"]
 
 
-def _widen(model: Model, layout: Layout, obs: Observations, phi, z) -> Start:
-    """Refine every patient's Gaussian, centre and precision averaged over its own width, and the population."""
+def widen(
+    model: Model,
+    obs: Observations,
+    phi: Float[Array, " phi"],
+    z: Float[Array, "random subject"],
+    move: Bool[Array, ""],
+) -> Start:
+    """Refine every patient's Gaussian, centre and precision averaged over its own width.
+
+    ``move`` says whether the population follows, or stays at ``phi``.
+    """
+    layout = make_layout(model)
 
     def one_round(carry, _):
         phi, z, precision = carry
@@ -108,7 +118,8 @@ def _widen(model: Model, layout: Layout, obs: Observations, phi, z) -> Start:
         precision = 0.5 * (precision + average.precision)  # half steps: full ones oscillate at a wall
         z = z + 0.5 * _limited(-_solve(precision, average.gradient), omega)
         covariance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
-        phi, z = _update_population(model, layout, obs, phi, z, covariance, average)
+        moved = _update_population(model, layout, obs, phi, z, covariance, average)
+        phi, z = (jnp.where(move, new, old) for new, old in zip(moved, (phi, z), strict=True))
         return (phi, z, precision), None
 
     theta, omega, sigma = split_phi(layout, phi)

@@ -1,15 +1,12 @@
 """The progress bar of a fit: one line a chain, silent when nobody watches."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
 
-
-class Report(Protocol):
-    """Called by a chain after every block of iterations."""
-
-    def __call__(self, chain: int, done: int, total: int, divergences: int) -> None: ...
+# Called by a chain after every block with its number, iterations done and in all, and divergences so far
+# (-1 during warm-up).
+Report = Callable[[int, int, int, int], None]
 
 
 def silent(chain: int, done: int, total: int, divergences: int) -> None:

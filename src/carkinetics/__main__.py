@@ -1,0 +1,5 @@
+"""``python -m carkinetics``."""
+
+from carkinetics.cli import entry
+
+entry()

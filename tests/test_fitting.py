@@ -1,0 +1,129 @@
+"""The main job: the same draws again, refusals before any work, threads that really run side by side."""
+
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from carkinetics.dataset import read_dataset
+from carkinetics.demo import read_trial
+from carkinetics.errors import FitError, ModelError
+from carkinetics.fitting import fit
+from carkinetics.inference.nuts import BLOCK, Settings
+from carkinetics.model_files import load_model
+
+MODEL = "stein_2019_tisagenlecleucel"
+
+
+def test_the_same_seed_gives_the_same_draws_whatever_the_order_of_rows(small_fit, small_trial, small_settings):
+    """Reproducibility: data, model, settings and seed decide every draw."""
+    shuffled = small_trial.table.sample(frac=1, random_state=4).reset_index(drop=True)
+    data = read_dataset(shuffled, units={"TIME": "day", "DV": "copies/ug"})
+    again = fit(load_model(MODEL), data, seed=3, chains=2, settings=small_settings, progress=False)
+    for name in ("theta", "omega", "sigma", "eta"):
+        first, second = (f.tree["posterior"][name].values for f in (small_fit, again))
+        np.testing.assert_array_equal(first, second)
+    assert again.data.sha256 == small_fit.data.sha256
+
+
+def test_another_seed_gives_other_draws_and_chains_differ(small_fit, small_trial, small_settings):
+    """A seed that is not used, or one key for all chains, would make R-hat blind."""
+    data = read_trial(small_trial)
+    other = fit(load_model(MODEL), data, seed=4, chains=2, settings=small_settings, progress=False)
+    theta = small_fit.tree["posterior"]["theta"].values
+    assert not np.any(theta == other.tree["posterior"]["theta"].values)
+    assert not np.any(theta[0] == theta[1])
+
+
+def test_chains_run_side_by_side(small_fit):
+    """Chains in threads must overlap in time: compiled code has to leave the interpreter's lock."""
+    seen: dict[int, list[float]] = {}
+    block = jax.jit(lambda x: jax.lax.fori_loop(0, 200_000, lambda i, y: jax.numpy.sin(y) + 0.1, x))
+    block(jax.numpy.ones(400)).block_until_ready()
+
+    def work(i):
+        started = time.perf_counter()
+        block(jax.numpy.ones(400) * i).block_until_ready()
+        seen[i] = [started, time.perf_counter()]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    assert max(a for a, _ in seen.values()) < min(b for _, b in seen.values())
+
+
+def test_global_settings_are_left_alone(small_fit):
+    """float64 inside, the user's own precision outside."""
+    assert jax.numpy.ones(1).dtype == np.float32
+    assert small_fit.tree["posterior"]["theta"].dtype == np.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": -1}, "seed = -1"),
+        ({"seed": 2**64}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"chains": 0}, "chains = 0"),
+    ],
+)
+def test_impossible_options_are_refused(small_trial, options, message):
+    """An option out of range is refused with its value before anything is compiled."""
+    with pytest.raises(FitError, match=message):
+        fit(load_model(MODEL), read_trial(small_trial), **{"seed": 1} | options)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"draws": 0},
+        {"warmup": -3},
+        {"target_accept": 1.0},
+        {"target_accept": 0.0},
+        {"draws": 100, "max_draws": 50},
+        {"max_tree_depth": 0},
+    ],
+)
+def test_impossible_settings_are_refused(values):
+    """Settings are checked when they are made."""
+    with pytest.raises(FitError, match="settings"):
+        Settings(**values)
+
+
+def test_an_assay_that_the_model_lacks_is_refused(small_trial):
+    """A table's assay without a likelihood must not be dropped."""
+    data = read_dataset(small_trial.table.replace({"DVID": {"qpcr": "flow"}}))
+    with pytest.raises(ModelError, match="flow"):
+        fit(load_model(MODEL), data, seed=1)
+
+
+def test_one_patient_can_be_fitted(small_trial, small_settings):
+    """An individual fit: the population's spread is then the prior's."""
+    one = read_dataset(small_trial.table[small_trial.table["ID"] == "V03"].reset_index(drop=True))
+    result = fit(load_model(MODEL), one, seed=1, chains=2, settings=small_settings, progress=False)
+    assert result.data.n_subjects == 1
+    assert np.isfinite(result.tree["posterior"]["theta"].values).all()
+
+
+def test_patients_without_samples_are_kept(small_trial, small_settings):
+    """A patient with a dose and no sample stays in the population, predicted from it."""
+    table = small_trial.table
+    table = table[(table["ID"] != "V02") | (table["EVID"] == 1)].reset_index(drop=True)
+    with pytest.warns(UserWarning, match="V02"):
+        data = read_dataset(table)
+    result = fit(load_model(MODEL), data, seed=1, chains=2, settings=small_settings, progress=False)
+    posterior = result.tree["posterior"].to_dataset().sel(parameter="cmax")
+    eta, omega = posterior["eta"].sel(subject="V02").values, posterior["omega"].values
+    assert 0.6 < np.std(eta / omega) < 1.5  # its prior is standard normal
+
+
+def test_blocks_are_cut_at_the_end_of_warm_up(small_trial):
+    """Warm-up iterations must not leak into the draws when a block straddles its end."""
+    settings = Settings(warmup=BLOCK + 10, draws=40, max_draws=40)
+    result = fit(load_model(MODEL), read_trial(small_trial), seed=1, chains=1, settings=settings, progress=False)
+    done = -(-(settings.warmup + settings.draws) // BLOCK) * BLOCK
+    assert result.tree["posterior"].sizes["draw"] == done - settings.warmup
+    step_size = result.tree["sample_stats"]["step_size"].values
+    assert len(np.unique(step_size)) == 1  # it still changes during warm-up
