@@ -22,7 +22,7 @@ import numpy as np
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.fit_result import convergence, population_draws
-from carkinetics.fitting import coordinates_for, fit
+from carkinetics.fitting import Finder, fit
 from carkinetics.inference.coordinates import Point, log_density
 from carkinetics.model_files import load_model
 from carkinetics.population import log_joint, make_layout, make_observations
@@ -35,7 +35,7 @@ def gradient_microseconds(model, data, *, repeats: int = 3000) -> dict[str, floa
     """Median time of one value and gradient in a compiled loop: of the model's density, and in the coordinates."""
     with jax.enable_x64(True):
         obs = make_observations(model, data)
-        coordinates, _ = coordinates_for(model, data, obs)
+        coordinates, _ = Finder(model, obs).coordinates(data)
         layout = make_layout(model)
         origin = (np.zeros(layout.n_phi), np.zeros((len(layout.random), obs.n_subjects)))
 
@@ -75,7 +75,7 @@ def one_fit(model, seed: int, patients: int) -> dict:
     rhat, bulk, tail = convergence(draws)
     seconds = json.loads(result.tree.attrs["seconds"])
     stats = result.tree["sample_stats"].to_dataset()
-    gradients = int(stats["n_steps"].sum()) + int(result.tree.attrs["warmup_steps"])
+    gradients = int(result.tree.attrs["gradients"])
     return {
         "seed": seed,
         "status": result.check().status,

@@ -11,7 +11,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from carkinetics.dataset import read_dataset
-from carkinetics.inference import coordinates
+from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import (
     Point,
     Transport,
@@ -23,7 +23,6 @@ from carkinetics.inference.coordinates import (
     solve_upper,
     transport,
 )
-from carkinetics.inference.laplace import laplace_start
 from carkinetics.model import Assay, Prior
 from carkinetics.model_files import load_model, parse_model
 from carkinetics.population import log_joint, make_layout, make_observations, split_phi
@@ -105,16 +104,6 @@ def stein(t):
     return np.log(24000) + (np.log(3900) / 9.3 * (t - 9.3) if t < 9.3 else -0.16 * (t - 9.3))
 
 
-BENDS = hasattr(coordinates, "Bend")  # whether the map also bends each whitened direction
-
-
-def unbent(map_):
-    """The map without its bend: the Gaussian part alone."""
-    if not BENDS:
-        return map_
-    return Transport(map_.centre, map_.scale, map_.information, map_.shift, coordinates.straight(map_.shift.shape[1:]))
-
-
 def synthetic(model, obs, seed):
     """A map with random centre, scale and information: nothing that a start would have had to find."""
     rng = np.random.default_rng(seed)
@@ -125,13 +114,7 @@ def synthetic(model, obs, seed):
     phi = [*(layout.parameters[i].theta for i in layout.estimated), *np.log([q.iiv for q in model.parameters if q.iiv])]
     phi += [np.log(assay.sigma) for assay in model.assays]
     scale = np.tril(rng.normal(0, 0.1, (layout.n_phi, layout.n_phi)), -1) + np.diag(rng.uniform(0.1, 0.5, layout.n_phi))
-    bend = {}
-    if BENDS:
-        shape = (len(layout.random), n)
-        place, left, right = rng.normal(0, 0.5, shape), rng.uniform(0.1, 3, shape), rng.uniform(0.1, 3, shape)
-        bend = {"bend": coordinates.Bend(*(jnp.asarray(x) for x in (place, left, right)))}
     return Transport(
-        **bend,
         centre=jnp.asarray(phi + rng.normal(0, 0.1, layout.n_phi)),
         scale=jnp.asarray(scale),
         information=jnp.asarray(information),
@@ -213,6 +196,11 @@ def test_prior_precision_is_the_curvature_of_the_prior():
         assert float(prior_precision(half, phi)[8]) == pytest.approx(2 * math.exp(0.2) / 0.64, rel=1e-12)
 
 
+def start_of(model, obs, phi, z):
+    """Modes, then every patient's Gaussian, with the population following."""
+    return laplace.widen(model, obs, *laplace.find_modes(model, obs, phi, z), jnp.asarray(True))
+
+
 @pytest.fixture(scope="module")
 def line():
     """The linear model, its observations, its start and its map."""
@@ -221,7 +209,7 @@ def line():
         obs = observations(LINE, frame)
         layout = make_layout(LINE)
         phi = jnp.asarray([2.0, -0.4, 0.1, math.log(0.9), math.log(0.5), math.log(0.3), math.log(0.7)])
-        start = jax.jit(lambda *x: laplace_start(LINE, *x))(obs, phi, jnp.zeros((2, obs.n_subjects)))
+        start = jax.jit(lambda *x: start_of(LINE, *x))(obs, phi, jnp.zeros((2, obs.n_subjects)))
         return obs, layout, start, transport(LINE, obs, start)
 
 
@@ -229,7 +217,7 @@ def test_at_the_start_the_map_sends_nought_to_the_start(line):
     """If it fails, the sampler does not begin where the start was found."""
     _, layout, start, map_ = line
     with jax.enable_x64(True):
-        phi, z, _ = unbent(map_)(layout, Point(jnp.zeros(7), jnp.zeros_like(start.z)))
+        phi, z, _ = map_(layout, Point(jnp.zeros(7), jnp.zeros_like(start.z)))
         np.testing.assert_array_equal(phi, start.phi)
         np.testing.assert_allclose(z, start.z, rtol=0, atol=1e-10)
 
@@ -240,7 +228,7 @@ def test_a_start_that_missed_a_mode_still_sends_nought_to_where_it_stands(line):
     with jax.enable_x64(True):
         rng = np.random.default_rng(1)
         missed = start._replace(z=start.z + 2, score=start.score + jnp.asarray(rng.normal(0, 9, start.score.shape)))
-        _, z, _ = unbent(transport(LINE, obs, missed))(layout, Point(jnp.zeros(7), jnp.zeros_like(start.z)))
+        _, z, _ = transport(LINE, obs, missed)(layout, Point(jnp.zeros(7), jnp.zeros_like(start.z)))
         np.testing.assert_allclose(z, missed.z, rtol=0, atol=1e-9)
 
 
@@ -265,7 +253,7 @@ def test_patients_are_standard_normal_where_the_model_is_linear(line):
     """If it fails, the whitening is not the conditional Gaussian: a funnel is left, at the start or off it."""
     obs, layout, start, _ = line
     with jax.enable_x64(True):
-        map_ = unbent(transport(LINE, obs, at_the_modes(obs, layout, start)))
+        map_ = transport(LINE, obs, at_the_modes(obs, layout, start))
         density = jax.jit(lambda u, v: log_density(LINE, obs, map_, Point(u, v)) + 0.5 * jnp.sum(v * v))
         rng = np.random.default_rng(2)
         for scale in (0.0, 1.0, 3.0):  # typical values, omegas and sigmas that are many SDs from the start's
@@ -330,25 +318,13 @@ def test_factor_and_solves_equal_numpy(k):
         np.testing.assert_allclose(upper[:, i], np.linalg.solve(wanted.T, rhs[i]), rtol=1e-10)
 
 
-if BENDS:
-
-    def test_a_bend_is_monotone_and_its_slope_is_its_derivative():
-        """If it fails, the sampler's density lacks part of the Jacobian, or the map folds over itself."""
-        v = np.linspace(-30, 30, 241)
-        with jax.enable_x64(True):
-            for left, right in ((1.0, 1.0), (0.1, 3.0), (2.5, 0.2)):
-                of = lambda x, a=left, b=right: coordinates.Bend(*(jnp.full(x.shape, y) for y in (0.3, a, b)))(x)  # noqa: E731
-                value, log_slope = (np.asarray(x)[0] for x in of(jnp.asarray(v)[None]))
-                up, down = (np.asarray(of(jnp.asarray(v + h)[None])[0])[0] for h in (1e-5, -1e-5))
-                assert (np.diff(value) > 0).all()
-                np.testing.assert_allclose(log_slope, np.log((up - down) / 2e-5), rtol=0, atol=1e-6)
-                np.testing.assert_allclose(value[[0, -1]], [0.3 - 30 * left, 0.3 + 30 * right], atol=1e-9)
-
-    def test_nothing_is_bent_where_the_model_is_linear(line):
-        """If it fails, Gaussian patients are shifted or stretched by the numerical error of the slices."""
-        obs, layout, start, _ = line
-        with jax.enable_x64(True):
-            bend = transport(LINE, obs, at_the_modes(obs, layout, start)).bend
-        np.testing.assert_allclose(bend.loc, 0, atol=0.02)
-        np.testing.assert_allclose(bend.left, 1, atol=0.03)
-        np.testing.assert_allclose(bend.right, 1, atol=0.03)
+def test_the_inverse_takes_every_place_back(line):
+    """If it fails, a chain that changes coordinates in mid-run jumps to another place."""
+    _, layout, _, map_ = line
+    with jax.enable_x64(True):
+        rng = np.random.default_rng(5)
+        point = Point(jnp.asarray(rng.normal(size=7)), jnp.asarray(rng.normal(size=map_.shift.shape[1:])))
+        phi, z, _ = map_(layout, point)
+        back = map_.inverse(layout, phi, z)
+        np.testing.assert_allclose(back.u, point.u, atol=1e-10)
+        np.testing.assert_allclose(back.v, point.v, atol=1e-10)

@@ -21,7 +21,7 @@ LAYERS = (
     "observation population",
     "inference inference.* fit_tree fit_result fit_file fitting simulation model_checks",
     "diagnostics",
-    "plots report",
+    "plots outputs",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.

@@ -122,7 +122,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
 
 def _finish(result, folder: Path, started: float, *, truth: dict[str, float] | None = None) -> None:
-    from carkinetics.demo import write_outputs
+    from carkinetics.outputs import write_outputs
 
     print(f"\n{result.check()}\n")
     written = write_outputs(result, folder, truth=truth)

@@ -1,8 +1,5 @@
 """The embedded example: a virtual trial with a known truth, simulated, fitted, printed and drawn."""
 
-from pathlib import Path
-
-import numpy as np
 import pandas as pd
 
 from carkinetics.dataset import Dataset, read_dataset
@@ -46,29 +43,3 @@ def against_truth(result: Fit, truth: dict[str, float]) -> pd.DataFrame:
             inside.append(bool(row["IIV 2.5 %"] <= true_cv <= row["IIV 97.5 %"]))
         rows.append(out | {"in 95 %": "/".join("yes" if i else "no" for i in inside)} | row[["R-hat", "ESS"]].to_dict())
     return pd.DataFrame(rows).set_index("parameter")
-
-
-def write_outputs(result: Fit, folder: Path, *, truth: dict[str, float] | None = None) -> list[Path]:
-    """The fit file, the parameter and goodness-of-fit tables, and the figures of a fit, into ``folder``."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    from carkinetics import plots
-    from carkinetics.diagnostics import gof
-
-    folder.mkdir(parents=True, exist_ok=True)
-    table = gof(result)
-    written = [result.save(folder / "fit.nc")]
-    for name, frame in (("parameters", result.parameters()), ("gof", table.set_index("ID"))):
-        written.append(folder / f"{name}.csv")
-        frame.to_csv(written[-1])
-    unit = result.model.assays[0].unit
-    figures = {
-        "individual_fits": plots.individuals(result, n=min(result.data.n_subjects, 40)),
-        "observed_predicted": plots.observed_predicted(table, unit=unit),
-        "posteriors": plots.posteriors(result, truth=truth),
-    }
-    for name, axes in figures.items():
-        written.append(folder / f"{name}.png")
-        figure = np.ravel(axes)[0].figure
-        FigureCanvasAgg(figure).print_figure(written[-1], dpi=130)
-    return written

@@ -190,7 +190,7 @@ def _attributes(model: Model, data: Dataset, run: "Run") -> dict[str, str | int 
         "method": "nuts",
         "settings": json.dumps(asdict(run.settings)),
         "seconds": json.dumps(run.seconds),
-        "warmup_steps": run.warmup_steps,
+        "gradients": run.gradients,
         "complete": int(run.complete),
         "notes": json.dumps(run.notes),
         "versions": json.dumps({p: version(p) for p in packages}),

@@ -7,6 +7,7 @@ import time
 import warnings
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +17,13 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.fit_result import Fit, gate_failures
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.cache import use_compile_cache
-from carkinetics.inference.coordinates import Transport, no_transport, transport
+from carkinetics.inference.coordinates import Point, Transport, no_transport, transport
 from carkinetics.inference.guess import starting_values
-from carkinetics.inference.laplace import laplace_start
-from carkinetics.inference.nuts import Block, Chain, Sampler, Settings, run_chains
+from carkinetics.inference.laplace import Start, find_modes, widen
+from carkinetics.inference.nuts import BLOCK, Block, Chain, Sampler, Settings, run_chains
 from carkinetics.inference.progress import bars, stage
 from carkinetics.model import Model
-from carkinetics.population import Observations, make_observations
+from carkinetics.population import Observations, make_layout, make_observations
 
 EXTENSION = 500  # draws per chain that are added while a gate still fails
 DEFAULT_SETTINGS = Settings()
@@ -69,25 +70,25 @@ def fit(
     _refuse(data, seed, method, chains)
     use_compile_cache()
     with jax.enable_x64(True):
-        started = time.perf_counter()
+        clock = [time.perf_counter()]
         obs = make_observations(model, data)
         with stage("finding a start", show=progress):
-            coordinates, notes = coordinates_for(model, data, obs)
-        found = time.perf_counter()
+            find = Finder(model, obs)
+            coordinates, notes = find.coordinates(data)
+        clock.append(time.perf_counter())
         with stage("compiling the sampler", show=progress):
             sampler = Sampler(model, obs, coordinates, settings)
-            keys = jax.random.split(jax.random.key(seed), chains)
-            states = [Chain(c, sampler, key, obs, coordinates) for c, key in enumerate(keys)]
-        compiled = time.perf_counter()
-        complete = _sample(states, settings, show=progress)
-        sampled = time.perf_counter()
-        seconds = {"start": found - started, "compile": compiled - found, "sampling": sampled - compiled}
+        clock.append(time.perf_counter())
+        keys = jax.random.split(jax.random.key(seed), chains)
+        states = [Chain(c, sampler, key, obs) for c, key in enumerate(keys)]
+        complete = _sample(states, find, coordinates, settings, show=progress)
+        clock.append(time.perf_counter())
         run = Run(
             blocks=_same_length(states),
             seed=seed,
             settings=settings,
-            seconds=seconds,
-            warmup_steps=sum(c.warmup_steps for c in states),
+            seconds=dict(zip(("start", "compile", "sampling"), np.diff(clock).tolist(), strict=True)),
+            gradients=sum(c.n_steps for c in states),
             complete=complete,
             notes=tuple(notes),
         )
@@ -101,7 +102,7 @@ class Run(NamedTuple):
     seed: int
     settings: Settings
     seconds: dict[str, float]
-    warmup_steps: int
+    gradients: int
     complete: bool
     notes: tuple[str, ...]
 
@@ -117,34 +118,67 @@ def _refuse(data: Dataset, seed: int, method: str, chains: int) -> None:
         raise FitError(f"{data.source}: no quantified observation; nothing can be estimated.")
 
 
-def coordinates_for(model: Model, data: Dataset, obs: Observations) -> tuple[Transport, list[str]]:
-    """The sampler's coordinates, and what to say about them."""
-    phi, z = (jnp.asarray(x) for x in starting_values(model, data))
+class Finder:
+    """Finds coordinates: before sampling from the data, later from the chains' own draws."""
 
-    def find(obs, phi, z):
-        start = laplace_start(model, obs, phi, z)
-        return start, transport(model, obs, start)
+    def __init__(self, model: Model, obs: Observations):
+        self.model, self.obs = model, obs
+        self._modes = jax.jit(lambda obs, phi, z: find_modes(model, obs, phi, z))
+        self._widen = jax.jit(self._coordinates)
 
-    start, coordinates = jax.block_until_ready(jax.jit(find)(obs, phi, z))
-    if not all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(coordinates)):
-        note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower."
-        warnings.warn(note, FitWarning, stacklevel=3)
-        return no_transport(model, obs, phi), [note]
-    lost = [data.subjects[i] for i in np.flatnonzero(np.asarray(start.decrement) > 0.5)]
-    notes = [f"No Gaussian start for patient(s) {', '.join(lost)}: they slow the sampler."] if lost else []
-    return coordinates, notes
+    def _coordinates(self, obs: Observations, phi, z, move) -> tuple[Start, Transport]:
+        start = widen(self.model, obs, phi, z, move)
+        return start, transport(self.model, obs, start)
+
+    def coordinates(self, data: Dataset) -> tuple[Transport, list[str]]:
+        """Coordinates from the data alone, and what to say about them."""
+        phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
+        start, found = self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
+        if not _finite(found):
+            note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower."
+            warnings.warn(note, FitWarning, stacklevel=3)
+            return no_transport(self.model, self.obs, phi), [note]
+        lost = [data.subjects[i] for i in np.flatnonzero(np.asarray(start.decrement) > 0.5)]
+        notes = [f"No Gaussian start for patient(s) {', '.join(lost)}: they slow the sampler."] if lost else []
+        return found, notes
+
+    def recentred(self, old: Transport, draws: list[Block]) -> Transport:
+        """Coordinates around where the pilot's draws lie; the old ones where that fails.
+
+        A typical value that the data barely inform lies where only sampling finds it, and its uncertainty is
+        wider than any curvature says.
+        """
+        phi = np.concatenate([d.phi for d in draws])
+        z = np.concatenate([d.z for d in draws]).mean(0)
+        covariance = (phi.shape[0] * np.cov(phi.T) + 50 * np.asarray(old.scale @ old.scale.T)) / (phi.shape[0] + 50)
+        _, found = self._widen(self.obs, jnp.asarray(phi.mean(0)), jnp.asarray(z), jnp.array(False))
+        found = eqx.tree_at(lambda t: t.scale, found, jnp.linalg.cholesky(jnp.asarray(covariance)))
+        return found if _finite(found) else old
 
 
-def _sample(states: list[Chain], settings: Settings, *, show: bool) -> bool:
-    """Run the chains until the gates pass or the budget ends; False if interrupted."""
+def _finite(tree) -> bool:
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
+
+
+def _sample(states: list[Chain], find: Finder, coordinates: Transport, settings: Settings, *, show: bool) -> bool:
+    """Pilot, recentre, warm up, and sample until the gates pass or the budget ends; False if interrupted."""
     until = settings.warmup + settings.draws
-    with bars(len(states), until, show=show) as report:
-        while run_chains(states, until, until, report):
-            draws = np.stack([b.phi for b in _same_length(states)])
-            if until >= settings.warmup + settings.max_draws or not gate_failures(draws):
-                return True
-            until = min(until + EXTENSION, settings.warmup + settings.max_draws)
-    if min(len(c.blocks) for c in states) == 0:
+    with bars(len(states), settings.pilot + until, show=show) as report:
+        layout = make_layout(find.model)
+        phi, z, _ = coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))
+        for chain in states:
+            chain.begin(coordinates, phi, z, jitter=1.0)
+        if run_chains(states, settings.pilot, settings.pilot + until, report):
+            pilot = [chain.kept(skip=settings.pilot // 2) for chain in states]
+            coordinates = find.recentred(coordinates, pilot)
+            for chain, draws in zip(states, pilot, strict=True):
+                chain.begin(coordinates, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
+            while run_chains(states, until, settings.pilot + until, report):
+                draws = np.stack([b.phi for b in _same_length(states)])
+                if until >= settings.warmup + settings.max_draws or not gate_failures(draws):
+                    return True
+                until = min(until + EXTENSION, settings.warmup + settings.max_draws)
+    if min(len(c.blocks) * BLOCK for c in states) <= settings.warmup:
         raise FitError("interrupted during warm-up: there are no draws to return.")
     return False
 

@@ -180,6 +180,8 @@ class Model:
                 assays[name] = replace(assays[name], prior=_positive(prior, key))
             elif kind == "omega":
                 name = self._known(name)
+                if not parameters[name].iiv:
+                    raise ModelError(f"prior of {key}: {name} has no between-patient variability in this model.")
                 parameters[name] = replace(parameters[name], prior_omega=_positive(prior, key))
             else:
                 if prior.family != "normal":

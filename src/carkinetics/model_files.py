@@ -73,7 +73,7 @@ def load_model(name: str | Path, *, structures: Sequence[AbstractStructure] = ()
     if path.stat().st_size > _MAX_BYTES:
         raise ModelError(f"{path.name}: {path.stat().st_size} bytes; a model file has at most {_MAX_BYTES}.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ModelError(f"{path.name}: not UTF-8 text ({error}).") from None
     return parse_model(text, where=path.name, structures=structures)
@@ -86,35 +86,38 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     except tomllib.TOMLDecodeError as error:
         raise ModelError(f"{where}: not valid TOML: {error}.") from None
     _only(raw, _TOP, where)
-    if raw.get("schema") != SCHEMA:
+    if isinstance(raw.get("schema"), bool) or raw.get("schema") != SCHEMA:
         raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {SCHEMA}.")
     known = STRUCTURES | {s.name: s for s in structures}
-    structure = known[nearest_or_raise(_get(raw, "structure", where), known, "structure", where)]
-    wanted, given = structure.parameters._fields, _get(raw, "parameters", where)
+    structure = known[nearest_or_raise(_text(raw, "structure", where), known, "structure", where)]
+    wanted, given = structure.parameters._fields, _table(raw, "parameters", where)
+    assays, checks = _table(raw, "assays", where), raw.get("checks", [])
+    if not assays:
+        raise ModelError(f"{where}: [assays] is empty; a model needs an assay.")
+    if not isinstance(checks, list):
+        raise ModelError(f"{where}: checks = {checks!r} must be tables: write [[checks]].")
     for key in given:
         nearest_or_raise(key, wanted, "parameter", f"{where} [parameters]")
     absent = [p for p in wanted if p not in given]
     if absent:
         raise ModelError(f"{where}: {structure.name} needs the parameters {', '.join(absent)} as well.")
     return Model(
-        name=_get(raw, "name", where),
+        name=_text(raw, "name", where),
         structure=structure,
         parameters=tuple(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
-        assays=tuple(
-            _assay(a, spec, structure, f"{where} [assays.{a}]") for a, spec in _get(raw, "assays", where).items()
-        ),
-        checks=tuple(_check(c, f"{where} [[checks]] {i + 1}") for i, c in enumerate(raw.get("checks", []))),
-        label=raw.get("label", ""),
-        reference=raw.get("reference", ""),
-        doi=raw.get("doi", ""),
-        notes=tuple(raw.get("notes", ())),
+        assays=tuple(_assay(a, spec, structure, f"{where} [assays.{a}]") for a, spec in assays.items()),
+        checks=tuple(_check(c, f"{where} [[checks]] {i + 1}") for i, c in enumerate(_tables(checks, where))),
+        label=_text(raw, "label", where, ""),
+        reference=_text(raw, "reference", where, ""),
+        doi=_text(raw, "doi", where, ""),
+        notes=_notes(raw, where),
         toml=text,
     )
 
 
 def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
     _only(raw, _PARAMETER, where)
-    transform = nearest_or_raise(_get(raw, "transform", where), TRANSFORMS, "transform", where)
+    transform = nearest_or_raise(_text(raw, "transform", where), TRANSFORMS, "transform", where)
     value, iiv = _number(raw, "value", where), _iiv(raw, where)
     theta = TRANSFORMS[transform].forward(value) if _inside(value, transform) else math.nan
     if not math.isfinite(theta):
@@ -122,15 +125,15 @@ def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
     return Parameter(
         name=name,
         value=value,
-        unit=_get(raw, "unit", where),
+        unit=_text(raw, "unit", where),
         transform=transform,
         iiv=iiv,
-        fixed=bool(raw.get("fixed", False)),
-        prior=Prior("normal", float(theta), float(raw.get("prior_sd", TYPICAL_PRIOR_SD))),
+        fixed=_flag(raw, "fixed", where),
+        prior=Prior("normal", float(theta), _positive_number({"prior_sd": TYPICAL_PRIOR_SD, **raw}, "prior_sd", where)),
         prior_omega=_omega_prior(raw.get("prior_omega"), iiv, where),
-        label=raw.get("label", ""),
-        source=raw.get("source", ""),
-        confidence=raw.get("confidence", ""),
+        label=_text(raw, "label", where, ""),
+        source=_text(raw, "source", where, ""),
+        confidence=_text(raw, "confidence", where, ""),
     )
 
 
@@ -143,6 +146,8 @@ def _iiv(raw: Mapping, where: str) -> float:
         )
     kind = given[0]
     if kind == "no_iiv":
+        if not _flag(raw, "no_iiv", where):
+            raise ModelError(f"{where}: no_iiv = false says nothing; give omega_sd, omega_var or cv_pct instead.")
         return 0.0
     number = _number(raw, kind, where)
     if number <= 0:
@@ -158,46 +163,50 @@ def _omega_prior(raw: Mapping | None, iiv: float, where: str) -> Prior:
     if raw is None:  # boundary-avoiding by default: an omega near zero is a funnel for the sampler
         return Prior("lognormal", math.log(iiv) if iiv else 0.0, OMEGA_PRIOR_SD)
     _only(raw, ("family", "median", "scale"), f"{where} prior_omega")
-    family = nearest_or_raise(_get(raw, "family", where), ("lognormal", "halfnormal"), "prior family", where)
-    median = _number(raw, "median", where) if family == "lognormal" else 1.0
-    return Prior(family, math.log(median), _number(raw, "scale", where))  # type: ignore[arg-type]
+    family = nearest_or_raise(_text(raw, "family", where), ("lognormal", "halfnormal"), "prior family", where)
+    if family == "halfnormal" and "median" in raw:
+        raise ModelError(f"{where} prior_omega: halfnormal has no median; its scale is all.")
+    median = _positive_number(raw, "median", where) if family == "lognormal" else 1.0
+    return Prior(family, math.log(median), _positive_number(raw, "scale", where))  # type: ignore[arg-type]
 
 
 def _assay(name: str, raw: Mapping, structure: AbstractStructure, where: str) -> Assay:
     _only(raw, _ASSAY, where)
     sigma = _number(raw, "sigma", where)
-    error = nearest_or_raise(_get(raw, "error", where), ("lognormal",), "error", where)
+    error = nearest_or_raise(_text(raw, "error", where), ("lognormal",), "error", where)
     lloq = _number(raw, "lloq", where) if "lloq" in raw else None
     if sigma <= 0 or (lloq is not None and lloq <= 0):
         raise ModelError(f"{where}: sigma and lloq must be above 0.")
     return Assay(
         name=name,
-        output=nearest_or_raise(_get(raw, "output", where), structure.outputs, "output", where),
-        matrix=_get(raw, "matrix", where),
-        unit=_get(raw, "unit", where),
+        output=nearest_or_raise(_text(raw, "output", where), structure.outputs, "output", where),
+        matrix=_text(raw, "matrix", where),
+        unit=_text(raw, "unit", where),
         error=error,
         sigma=sigma,
         prior=Prior("lognormal", math.log(sigma), SIGMA_PRIOR_SD),
         lloq=lloq,
-        label=raw.get("label", ""),
-        source=raw.get("source", ""),
-        confidence=raw.get("confidence", ""),
+        label=_text(raw, "label", where, ""),
+        source=_text(raw, "source", where, ""),
+        confidence=_text(raw, "confidence", where, ""),
     )
 
 
 def _check(raw: Mapping, where: str) -> Check:
     _only(raw, _CHECK, where)
     return Check(
-        quantity=_get(raw, "quantity", where),
-        expected=_number(raw, "expected", where),
-        rel_tol=_number(raw, "rel_tol", where),
+        quantity=_text(raw, "quantity", where),
+        expected=_positive_number(raw, "expected", where),
+        rel_tol=_positive_number(raw, "rel_tol", where),
         time=_number(raw, "time", where) if "time" in raw else None,
-        unit=raw.get("unit", ""),
-        source=_get(raw, "source", where),
+        unit=_text(raw, "unit", where, ""),
+        source=_text(raw, "source", where),
     )
 
 
 def _only(raw: Mapping, known: Sequence[str], where: str) -> None:
+    if not isinstance(raw, Mapping):
+        raise ModelError(f"{where}: {raw!r} must be a table.")
     for key in raw:
         nearest_or_raise(key, known, "key", where)
 
@@ -206,6 +215,46 @@ def _get(raw: Mapping, key: str, where: str):
     if key not in raw:
         raise ModelError(f"{where}: {key} is missing.")
     return raw[key]
+
+
+def _table(raw: Mapping, key: str, where: str) -> Mapping:
+    if not isinstance(_get(raw, key, where), Mapping):
+        raise ModelError(f"{where}: {key} = {raw[key]!r} must be a table.")
+    return raw[key]
+
+
+def _tables(raw: list, where: str) -> list[Mapping]:
+    if not all(isinstance(c, Mapping) for c in raw):
+        raise ModelError(f"{where}: checks must be tables: write [[checks]].")
+    return raw
+
+
+def _text(raw: Mapping, key: str, where: str, default: str | None = None) -> str:
+    value = _get(raw, key, where) if default is None else raw.get(key, default)
+    if not isinstance(value, str):
+        raise ModelError(f"{where}: {key} = {value!r} must be text in quotes.")
+    return value
+
+
+def _flag(raw: Mapping, key: str, where: str) -> bool:
+    value = raw.get(key, False)
+    if not isinstance(value, bool):
+        raise ModelError(f"{where}: {key} = {value!r} must be true or false.")
+    return value
+
+
+def _notes(raw: Mapping, where: str) -> tuple[str, ...]:
+    notes = raw.get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
+        raise ModelError(f"{where}: notes must be a list of texts.")
+    return tuple(notes)
+
+
+def _positive_number(raw: Mapping, key: str, where: str) -> float:
+    value = _number(raw, key, where)
+    if value <= 0:
+        raise ModelError(f"{where}: {key} = {value:g} must be above 0.")
+    return value
 
 
 def _number(raw: Mapping, key: str, where: str) -> float:

@@ -1,6 +1,7 @@
 """Figures of what the layers above return; nothing is computed here. Every function returns its axes."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +52,16 @@ def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12,
     handles, labels = _legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
     return axes.flatten()[: len(chosen)]
+
+
+def save(axes: "np.ndarray", path: Path, *, dpi: int = 130) -> None:
+    """Write the figure of these axes as a PNG, without a display and without leaving it open."""
+    import matplotlib.pyplot as plt
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure = axes[0].figure
+    FigureCanvasAgg(figure).print_figure(path, dpi=dpi)
+    plt.close(figure)
 
 
 def spread(total: int, n: int) -> list[int]:

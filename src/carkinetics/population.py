@@ -92,6 +92,8 @@ def make_observations(model: Model, data: Dataset) -> Observations:
     ModelError
         An assay of the table is not an assay of the model.
     """
+    if not any(p.iiv for p in model.parameters):
+        raise ModelError(f"{model.name}: no parameter varies between patients; give at least one an omega.")
     known = [a.name for a in model.assays]
     unknown = [a for a in data.assays if a not in known]
     if unknown:

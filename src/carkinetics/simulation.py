@@ -68,16 +68,17 @@ def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
     ModelError
         The cohort is empty or its times are not increasing days from 0 on.
     """
-    times = np.asarray(cohort.times, float)
-    if cohort.n < 1 or times.size == 0 or times[0] < 0 or np.any(np.diff(times) <= 0):
-        raise ModelError("a cohort needs at least one patient, and increasing sampling days from 0 on.")
+    times = _refuse(cohort, seed)
     random = np.random.default_rng([seed, 0])
     layout = make_layout(model)
     theta = np.array([p.theta for p in model.parameters])
     omega = np.array([p.iiv for p in model.parameters])
     transformed = theta[:, None] + omega[:, None] * random.standard_normal((len(theta), cohort.n))
     weight = random.uniform(*cohort.weight, cohort.n).round(1)
-    per_kg = np.exp(random.uniform(np.log(cohort.dose_per_kg[0]), np.log(cohort.dose_per_kg[1]), cohort.n)).round(-4)
+    low, high = cohort.dose_per_kg
+    # Three significant digits, as a protocol writes a dose; never outside the range.
+    per_kg = np.exp(random.uniform(np.log(low), np.log(high), cohort.n))
+    per_kg = np.clip(np.array([float(f"{x:.3g}") for x in per_kg]), low, high)
     with jax.enable_x64(True):
         p = natural(layout, jnp.asarray(transformed))
         grid = np.broadcast_to(times[:, None], (len(times), cohort.n))
@@ -120,6 +121,23 @@ def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
     names = [q.name for q in model.parameters]
     individual = pd.DataFrame({n: np.asarray(getattr(p, n)) for n in names}, index=pd.Index(ids, name="ID"))
     return Simulation(table[columns].reset_index(drop=True), individual, truth_of(model))
+
+
+def _refuse(cohort: Cohort, seed: int) -> np.ndarray:
+    """Sampling days, if the cohort can be simulated."""
+    times = np.asarray(cohort.times, float)
+    if isinstance(cohort.n, bool) or not isinstance(cohort.n, int | np.integer) or cohort.n < 1:
+        raise ModelError(f"cohort: n = {cohort.n!r} must be a whole number above 0.")
+    increasing = times.ndim == 1 and times.size > 0 and np.isfinite(times).all() and (np.diff(times) > 0).all()
+    if not increasing or times[0] < 0:
+        raise ModelError("cohort: times must be increasing, finite days from 0 on.")
+    for name in ("dose_per_kg", "weight"):
+        low, high = getattr(cohort, name)
+        if not 0 < low <= high < np.inf:
+            raise ModelError(f"cohort: {name} = ({low:g}, {high:g}) must be a range above 0, the lower end first.")
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+        raise ModelError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
+    return times
 
 
 def truth_of(model: Model) -> dict[str, float]:

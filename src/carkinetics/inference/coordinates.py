@@ -53,19 +53,31 @@ class Transport(eqx.Module):
     ) -> tuple[Float[Array, " phi"], Float[Array, "random subject"], Float[Array, ""]]:
         """``phi``, ``z``, and the log of the determinant of the map (up to a constant)."""
         phi = self.centre + self.scale @ point.u
+        factor, pull = self._conditional(layout, phi)
+        k = len(factor)
+        z = solve_upper(factor, solve_lower(factor, pull) + point.v)
+        return phi, z, -jnp.sum(jnp.log(jnp.stack([factor[j][j] for j in range(k)])))
+
+    def _conditional(self, layout: Layout, phi: Float[Array, " phi"]):
+        """Cholesky factor of every patient's conditional precision of ``z`` given ``phi``, and its linear term."""
         theta, omega, sigma = split_phi(layout, phi)
         _, _, sigma_start = split_phi(layout, self.centre)
         # Information of log-normal residuals grows as sigma^-2.
         weight = (sigma_start / sigma) ** 2
         information = jnp.einsum("a,akps->kps", weight, self.information)
         shift = jnp.einsum("a,aks->ks", weight, self.shift)
-        k = omega.shape[0]
         among = information[:, jnp.array(layout.random)]
-        precision = omega[:, None, None] * among * omega[None, :, None] + jnp.eye(k)[:, :, None]
+        precision = omega[:, None, None] * among * omega[None, :, None] + jnp.eye(len(omega))[:, :, None]
         pull = omega[:, None] * (shift - jnp.einsum("kps,p->ks", information, theta))
-        factor = cholesky(precision)
-        z = solve_upper(factor, solve_lower(factor, pull) + point.v)
-        return phi, z, -jnp.sum(jnp.log(jnp.stack([factor[j][j] for j in range(k)])))
+        return cholesky(precision), pull
+
+    def inverse(self, layout: Layout, phi: Float[Array, " phi"], z: Float[Array, "random subject"]) -> Point:
+        """The point that the map sends to ``(phi, z)``."""
+        u = jax.scipy.linalg.solve_triangular(self.scale, phi - self.centre, lower=True)
+        factor, pull = self._conditional(layout, phi)
+        k = len(factor)
+        whitened = jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)])
+        return Point(u, whitened - solve_lower(factor, pull))
 
 
 def log_density(model: Model, obs: Observations, map_: Transport, point: Point) -> Float[Array, ""]:
@@ -75,7 +87,10 @@ def log_density(model: Model, obs: Observations, map_: Transport, point: Point) 
 
 
 def transport(model: Model, obs: Observations, start: Start) -> Transport:
-    """Coordinates from a start."""
+    """Coordinates from a start.
+
+    The population's scale is the approximate posterior covariance at the start.
+    """
     layout = make_layout(model)
     theta, omega, _ = split_phi(layout, start.phi)
     random = jnp.array(layout.random)

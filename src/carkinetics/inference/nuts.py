@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from numpyro.infer.hmc import HMCState, hmc
@@ -32,8 +33,10 @@ class Settings:
 
     Attributes
     ----------
+    pilot : int
+        Iterations per chain that find where the population lies; the coordinates are then centred there.
     warmup : int
-        Iterations per chain that adapt the sampler and are thrown away.
+        Iterations per chain that adapt the sampler in those coordinates; like the pilot's, thrown away.
     draws : int
         Iterations per chain that are kept, at least.
     max_draws : int
@@ -45,14 +48,15 @@ class Settings:
         Doublings of a trajectory at most.
     """
 
-    warmup: int = 300
+    pilot: int = 150
+    warmup: int = 250
     draws: int = 1000
     max_draws: int = 8000
     target_accept: float = 0.9
     max_tree_depth: int = 10
 
     def __post_init__(self):
-        for name in ("warmup", "draws", "max_draws", "max_tree_depth"):
+        for name in ("pilot", "warmup", "draws", "max_draws", "max_tree_depth"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FitError(f"settings: {name} = {value!r} must be a whole number above 0.")
@@ -82,19 +86,20 @@ class Sampler:
         self.model, self.settings = model, settings
         self._init, self._sample = hmc(potential_fn_gen=partial(_potential, model), algo="NUTS")
         started = time.perf_counter()
-        state = jax.eval_shape(self._start, jax.random.key(0), obs, coordinates)
-        start = jax.jit(self._start).lower(jax.random.key(0), obs, coordinates)
-        block = jax.jit(self._block).lower(state, obs, coordinates)
+        begin = (jax.random.key(0), obs, coordinates, coordinates.centre, coordinates.shift[0], jnp.array(0.0))
+        state = jax.eval_shape(self._start, *begin)
+        programs = (jax.jit(self._start).lower(*begin), jax.jit(self._block).lower(state, obs, coordinates))
         with ThreadPoolExecutor(2) as pool:  # XLA compiles outside the interpreter's lock
-            self.start, self.block = pool.map(lambda lowered: lowered.compile(), (start, block))
+            self.start, self.block = pool.map(lambda lowered: lowered.compile(), programs)
         self.compile_seconds = time.perf_counter() - started
 
-    def _start(self, key, obs: Observations, coordinates: Transport) -> HMCState:
-        layout = make_layout(self.model)
+    def _start(self, key, obs: Observations, coordinates: Transport, phi, z, jitter) -> HMCState:
+        """A chain's first state: at ``(phi, z)``, and ``jitter`` times a standard normal draw from there."""
         for_u, for_v, for_chain = jax.random.split(key, 3)
+        at = coordinates.inverse(make_layout(self.model), phi, z)
         point = Point(
-            u=jax.random.normal(for_u, (layout.n_phi,)),
-            v=jax.random.normal(for_v, (len(layout.random), obs.n_subjects)),
+            u=at.u + jitter * jax.random.normal(for_u, at.u.shape),
+            v=at.v + jitter * jax.random.normal(for_v, at.v.shape),
         )
         return self._init(
             point._asdict(),
@@ -136,41 +141,46 @@ def _potential(model: Model, obs: Observations, coordinates: Transport):
 class Chain:
     """One chain's state and what it has kept so far."""
 
-    def __init__(self, number: int, sampler: Sampler, key, obs: Observations, coordinates: Transport):
-        self.number, self.sampler, self.data = number, sampler, (obs, coordinates)
-        self.blocks: list[Block] = []
-        self.warmup_steps = 0
-        self.done = 0
-        for attempt in jax.random.split(key, 20):
-            self.state = sampler.start(attempt, obs, coordinates)
+    def __init__(self, number: int, sampler: Sampler, key, obs: Observations):
+        self.number, self.sampler, self.obs, self.key = number, sampler, obs, key
+        self.blocks: list[Block] = []  # of this stage, warm-up included
+        self.n_steps = 0  # gradients in all stages
+        self.done = 0  # iterations in all stages
+        self.stage_begin = 0
+
+    def begin(self, coordinates: Transport, phi, z, *, jitter: float) -> None:
+        """Begin a stage in these coordinates: adaptation starts anew, at ``(phi, z)`` or ``jitter`` away from it."""
+        self.coordinates, self.blocks, self.stage_begin = coordinates, [], self.done
+        self.key, *attempts = jax.random.split(self.key, 21)
+        for attempt in attempts:
+            self.state = self.sampler.start(attempt, self.obs, coordinates, phi, z, jnp.array(jitter))
             if np.isfinite(float(self.state.potential_energy)):
                 return
+            jitter /= 2
         raise FitError(
             "no starting point with a finite density in 20 attempts. Look at the data for values far outside "
             "what the priors allow, or widen the priors (model.with_priors)."
         )
 
     def run(self, until: int, total: int, report: Report, stop: threading.Event) -> None:
-        """Go on to iteration ``until`` (warm-up counted), unless asked to stop."""
+        """Go on until ``until`` iterations of this stage are done, unless asked to stop."""
         warmup = self.sampler.settings.warmup
-        while self.done < until and not stop.is_set():
-            self.state, block = self.sampler.block(self.state, *self.data)
-            block = jax.tree.map(np.asarray, block)
-            begin = min(max(warmup - self.done, 0), BLOCK)  # iterations of this block that are warm-up
+        while len(self.blocks) * BLOCK < until and not stop.is_set():
+            self.state, block = self.sampler.block(self.state, self.obs, self.coordinates)
+            self.blocks.append(jax.tree.map(np.asarray, block))
             self.done += BLOCK
-            self.warmup_steps += int(block.n_steps[:begin].sum())
-            if begin < BLOCK:
-                self.blocks.append(Block(*(x[begin:] for x in block)))
-            divergences = sum(int(b.diverging.sum()) for b in self.blocks)
-            report(self.number, self.done, total, divergences if self.done > warmup else -1)
+            self.n_steps += int(self.blocks[-1].n_steps.sum())
+            sampling = len(self.blocks) * BLOCK > warmup
+            report(self.number, self.done, total, int(self.kept().diverging.sum()) if sampling else -1)
 
-    def kept(self) -> Block:
-        """All blocks as one."""
-        return Block(*(np.concatenate(parts) for parts in zip(*self.blocks, strict=True)))
+    def kept(self, skip: int | None = None) -> Block:
+        """This stage's iterations after the first ``skip`` (all of warm-up, by default), as one block."""
+        skip = self.sampler.settings.warmup if skip is None else skip
+        return Block(*(np.concatenate(parts)[skip:] for parts in zip(*self.blocks, strict=True)))
 
 
 def run_chains(chains: list[Chain], until: int, total: int, report: Report = silent) -> bool:
-    """Run every chain to ``until`` in a thread of its own; False if interrupted from the keyboard."""
+    """Run every chain to ``until`` iterations of its stage, one thread each; False if interrupted from the keyboard."""
     stop = threading.Event()
     with ThreadPoolExecutor(len(chains)) as pool:
         running = [pool.submit(chain.run, until, total, report, stop) for chain in chains]
