@@ -21,11 +21,16 @@ from carkinetics.inference.coordinates import Point, Transport, no_transport, tr
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.laplace import Start, find_modes, widen
 from carkinetics.inference.nuts import BLOCK, Block, Chain, Sampler, Settings, run_chains
-from carkinetics.inference.progress import bars, stage
+from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.model import Model
 from carkinetics.population import Observations, make_layout, make_observations
 
 EXTENSION = 500  # draws per chain that are added while a gate still fails
+# A few divergent transitions are sampled anew with a smaller step, since a region may have been missed; many
+# are a fault of the model or the data, which no step mends.
+CAREFUL_MAX = 0.005  # share of transitions
+CAREFUL_SHRINK = 0.6
+CAREFUL_ATTEMPTS = 3
 DEFAULT_SETTINGS = Settings()
 
 
@@ -53,7 +58,8 @@ def fit(
         Run in parallel, one thread each.
     settings : Settings
         Length and care; sampling goes on beyond ``settings.draws`` until R-hat <= 1.01 and bulk and tail ESS
-        >= 400 for every population parameter, or ``settings.max_draws`` is reached.
+        >= 400 for every population parameter, or ``settings.max_draws`` is reached. If a few transitions
+        diverged, the draws are taken anew with a smaller step.
     progress : bool
         Show bars with chain, step, divergences and time left, if stderr is a terminal.
 
@@ -162,25 +168,43 @@ def _finite(tree) -> bool:
 
 def _sample(states: list[Chain], find: Finder, coordinates: Transport, settings: Settings, *, show: bool) -> bool:
     """Pilot, recentre, warm up, and sample until the gates pass or the budget ends; False if interrupted."""
-    until = settings.warmup + settings.draws
-    with bars(len(states), settings.pilot + until, show=show) as report:
-        layout = make_layout(find.model)
+    layout = make_layout(find.model)
+    with bars(len(states), settings.pilot + settings.warmup + settings.draws, show=show) as report:
         phi, z, _ = coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))
         for chain in states:
             chain.begin(coordinates, phi, z, jitter=1.0)
-        if run_chains(states, settings.pilot, settings.pilot + until, report):
+        complete = run_chains(states, settings.pilot, report)
+        if complete:
             pilot = [chain.kept(skip=settings.pilot // 2) for chain in states]
             coordinates = find.recentred(coordinates, pilot)
             for chain, draws in zip(states, pilot, strict=True):
                 chain.begin(coordinates, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
-            while run_chains(states, until, settings.pilot + until, report):
-                draws = np.stack([b.phi for b in _same_length(states)])
-                if until >= settings.warmup + settings.max_draws or not gate_failures(draws):
-                    return True
-                until = min(until + EXTENSION, settings.warmup + settings.max_draws)
-    if min(len(c.blocks) * BLOCK for c in states) <= settings.warmup:
+            complete = _until_converged(states, settings, report)
+            for _ in range(CAREFUL_ATTEMPTS):
+                if not complete or not _few_divergences(states):
+                    break
+                for chain in states:
+                    chain.begin_again(CAREFUL_SHRINK)
+                complete = _until_converged(states, settings, report)
+    if min(len(c.blocks) * BLOCK - c.warmup for c in states) <= 0:
         raise FitError("interrupted during warm-up: there are no draws to return.")
+    return complete
+
+
+def _until_converged(states: list[Chain], settings: Settings, report: Report) -> bool:
+    """Sample in extensions until the gates pass or the budget ends; False if interrupted."""
+    draws = settings.draws
+    while run_chains(states, states[0].warmup + draws, report):
+        if draws >= settings.max_draws or not gate_failures(np.stack([b.phi for b in _same_length(states)])):
+            return True
+        draws = min(draws + EXTENSION, settings.max_draws)
     return False
+
+
+def _few_divergences(states: list[Chain]) -> bool:
+    """Whether a smaller step is likely to help: some transitions diverged, but only a few."""
+    diverging = np.concatenate([b.diverging for b in _same_length(states)])
+    return bool(0 < diverging.mean() < CAREFUL_MAX)
 
 
 def _same_length(states: list[Chain]) -> list[Block]:

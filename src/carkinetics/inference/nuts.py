@@ -146,11 +146,11 @@ class Chain:
         self.blocks: list[Block] = []  # of this stage, warm-up included
         self.n_steps = 0  # gradients in all stages
         self.done = 0  # iterations in all stages
-        self.stage_begin = 0
+        self.warmup = 0  # iterations of this stage that adapt
 
     def begin(self, coordinates: Transport, phi, z, *, jitter: float) -> None:
         """Begin a stage in these coordinates: adaptation starts anew, at ``(phi, z)`` or ``jitter`` away from it."""
-        self.coordinates, self.blocks, self.stage_begin = coordinates, [], self.done
+        self.coordinates, self.blocks, self.warmup = coordinates, [], self.sampler.settings.warmup
         self.key, *attempts = jax.random.split(self.key, 21)
         for attempt in attempts:
             self.state = self.sampler.start(attempt, self.obs, coordinates, phi, z, jnp.array(jitter))
@@ -162,28 +162,34 @@ class Chain:
             "what the priors allow, or widen the priors (model.with_priors)."
         )
 
-    def run(self, until: int, total: int, report: Report, stop: threading.Event) -> None:
+    def begin_again(self, shrink: float) -> None:
+        """Begin a stage where the last one ended, adapted as it was but with a smaller step."""
+        adapted = self.state.adapt_state
+        self.state = self.state._replace(adapt_state=adapted._replace(step_size=shrink * adapted.step_size))
+        self.blocks, self.warmup = [], 0
+
+    def run(self, until: int, report: Report, stop: threading.Event) -> None:
         """Go on until ``until`` iterations of this stage are done, unless asked to stop."""
-        warmup = self.sampler.settings.warmup
+        total = self.done - len(self.blocks) * BLOCK + until
         while len(self.blocks) * BLOCK < until and not stop.is_set():
             self.state, block = self.sampler.block(self.state, self.obs, self.coordinates)
             self.blocks.append(jax.tree.map(np.asarray, block))
             self.done += BLOCK
             self.n_steps += int(self.blocks[-1].n_steps.sum())
-            sampling = len(self.blocks) * BLOCK > warmup
+            sampling = len(self.blocks) * BLOCK > self.warmup
             report(self.number, self.done, total, int(self.kept().diverging.sum()) if sampling else -1)
 
     def kept(self, skip: int | None = None) -> Block:
         """This stage's iterations after the first ``skip`` (all of warm-up, by default), as one block."""
-        skip = self.sampler.settings.warmup if skip is None else skip
+        skip = self.warmup if skip is None else skip
         return Block(*(np.concatenate(parts)[skip:] for parts in zip(*self.blocks, strict=True)))
 
 
-def run_chains(chains: list[Chain], until: int, total: int, report: Report = silent) -> bool:
+def run_chains(chains: list[Chain], until: int, report: Report = silent) -> bool:
     """Run every chain to ``until`` iterations of its stage, one thread each; False if interrupted from the keyboard."""
     stop = threading.Event()
     with ThreadPoolExecutor(len(chains)) as pool:
-        running = [pool.submit(chain.run, until, total, report, stop) for chain in chains]
+        running = [pool.submit(chain.run, until, report, stop) for chain in chains]
         try:
             for job in running:
                 job.result()

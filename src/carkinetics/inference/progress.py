@@ -51,6 +51,8 @@ def bars(chains: int, total: int, *, show: bool) -> Iterator[Report]:
         def report(chain: int, done: int, total: int, divergences: int) -> None:
             with lock:
                 phase = "sampling" if divergences >= 0 else "warm-up"
-                progress.update(tasks[chain], completed=done, total=total, divergences=max(divergences, 0), phase=phase)
+                planned = max(total, int(progress.tasks[chain].total or 0))  # a pilot's end is not the run's
+                found = max(divergences, 0)
+                progress.update(tasks[chain], completed=done, total=planned, divergences=found, phase=phase)
 
         yield report

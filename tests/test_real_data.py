@@ -1,0 +1,64 @@
+"""Real patients, where they are at hand: the reader and the fit go to the end, and say honestly how good it is."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from carkinetics.dataset import ReadOptions, read_dataset
+from carkinetics.errors import DataError
+from carkinetics.fitting import fit
+from carkinetics.inference.nuts import Settings
+from carkinetics.model_files import load_model
+
+FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+TABLE = FOLDER / "ctl019" / "ctl019_qpcr.csv"
+COLUMNS = {"ID": "patient", "TIME": "day", "DV": "copies_per_ug_dna"}
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not TABLE.exists(), reason="the real patients' data are not here; set CARKINETICS_REAL_DATA"),
+    pytest.mark.filterwarnings("ignore::carkinetics.errors.DataWarning"),
+    pytest.mark.filterwarnings("ignore::carkinetics.errors.FitWarning"),
+]
+
+
+def blood(**options):
+    """Blood samples; a zero is "not detected" at 10 copies/ug."""
+    return read_dataset(
+        TABLE,
+        columns=COLUMNS,
+        keep={"specimen": "PB"},
+        lloq=10,
+        units={"DV": "copies/ug"},
+        options=ReadOptions(**options),
+    )
+
+
+def test_without_a_policy_every_problem_is_said_at_once():
+    """Duplicates and a positive sample before the infusion are the user's to decide."""
+    with pytest.raises(DataError, match="measurable before the infusion") as error:
+        blood()
+    assert "duplicates" in str(error.value)
+
+
+def test_no_row_is_lost():
+    """Every row of the file is an observation or stands in the report, once."""
+    data = blood(predose="exclude", duplicates="first")
+    lines = len(TABLE.read_text().splitlines()) - 1
+    assert data.n_obs + len(data.report.excluded) == lines
+    assert data.n_subjects == 29
+
+
+def test_the_plain_model_runs_to_the_end_and_does_not_call_itself_good():
+    """The plain model has no infusion phase and no second infusion: the fit must not say ok."""
+    data = blood(duplicates="first", after=0.0)
+    settings = Settings(draws=500, max_draws=500)
+    result = fit(load_model("stein_2019_tisagenlecleucel"), data, seed=1, settings=settings, progress=False)
+    check = result.check()
+    print(check, result.parameters().to_string(), sep="\n")
+    assert check.status != "ok"
+    assert np.isfinite(result.parameters()["TV"]).all()
+    # Prototypes of the same model found a residual SD of 1.2 where outliers must be swallowed.
+    assert 0.9 < result.parameters().loc["sigma qpcr", "TV"] < 1.7
