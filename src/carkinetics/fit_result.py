@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,7 +36,7 @@ class Check:
     ----------
     status : {"ok", "warning", "failed"}
     reasons : tuple of str
-        Why it is not ok, worst first; empty if it is.
+        Why it is not ok, worst first; then what else is worth knowing about the run.
     numbers : dict
         Largest R-hat, smallest bulk and tail ESS over population parameters, divergences, E-BFMI.
     """
@@ -104,45 +105,15 @@ class Fit:
     def check(self) -> Check:
         """Whether the fit can be trusted, and why not."""
         numbers = self._numbers()
-        failed, weak = [], []
+        faults = list(_faults(numbers))
+        failed = [text for text, bad, wrong in faults if wrong]
+        weak = [text for text, bad, wrong in faults if bad and not wrong]
         if not self.tree.attrs["complete"]:
-            weak.append("The fit was interrupted: it is incomplete.")
-        for text, bad, worse in (
-            (
-                f"R-hat {numbers['rhat']:.3f} > {RHAT_MAX} ({numbers['worst_rhat']}): the chains disagree.",
-                numbers["rhat"] > RHAT_MAX,
-                numbers["rhat"] > RHAT_FAILED,
-            ),
-            (
-                f"Bulk ESS {numbers['ess_bulk']:.0f} < {ESS_MIN} ({numbers['worst_ess']}): sample longer.",
-                numbers["ess_bulk"] < ESS_MIN,
-                numbers["ess_bulk"] < ESS_FAILED,
-            ),
-            (
-                f"Tail ESS {numbers['ess_tail']:.0f} < {ESS_MIN}: interval ends are rough.",
-                numbers["ess_tail"] < ESS_MIN,
-                numbers["ess_tail"] < ESS_FAILED,
-            ),
-            (
-                f"{numbers['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept.",
-                numbers["divergences"] > 0,
-                numbers["divergences"] > DIVERGENT_FAILED * numbers["draws"],
-            ),
-            (f"E-BFMI {numbers['ebfmi']:.2f} < {EBFMI_MIN}.", numbers["ebfmi"] < EBFMI_MIN, False),
-            (
-                f"{numbers['deepest']:.0f} trajectories were cut at the largest tree depth.",
-                numbers["deepest"] > 0,
-                False,
-            ),
-        ):
-            if worse:
-                failed.append(text)
-            elif bad:
-                weak.append(text)
-        weak += json.loads(self.tree.attrs["notes"])
-        # A patient without a Gaussian start is worth a word, and no reason to distrust draws that converged.
+            weak.insert(0, "The fit was interrupted: it is incomplete.")
+        # How the start went is worth a word, and no reason to distrust draws that passed every gate.
+        notes = json.loads(self.tree.attrs["notes"])
         status = "failed" if failed else "warning" if weak else "ok"
-        return Check(status, (*failed, *weak), {k: v for k, v in numbers.items() if not isinstance(v, str)})
+        return Check(status, (*failed, *weak, *notes), {k: v for k, v in numbers.items() if not isinstance(v, str)})
 
     def _numbers(self) -> dict:
         names, draws = population_draws(self)
@@ -165,6 +136,20 @@ class Fit:
         from carkinetics.fit_file import write_fit
 
         return write_fit(self, Path(path))
+
+
+def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
+    """Each possible fault of a fit: what to say, whether it is there, whether it makes the fit a failed one."""
+    text = f"R-hat {n['rhat']:.3f} > {RHAT_MAX} ({n['worst_rhat']}): the chains disagree."
+    yield text, n["rhat"] > RHAT_MAX, n["rhat"] > RHAT_FAILED
+    text = f"Bulk ESS {n['ess_bulk']:.0f} < {ESS_MIN} ({n['worst_ess']}): sample longer."
+    yield text, n["ess_bulk"] < ESS_MIN, n["ess_bulk"] < ESS_FAILED
+    text = f"Tail ESS {n['ess_tail']:.0f} < {ESS_MIN}: interval ends are rough."
+    yield text, n["ess_tail"] < ESS_MIN, n["ess_tail"] < ESS_FAILED
+    text = f"{n['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept."
+    yield text, n["divergences"] > 0, n["divergences"] > DIVERGENT_FAILED * n["draws"]
+    yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
+    yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
 
 
 def population_draws(

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+from jaxtyping import Float
 
 from carkinetics import solvers
 from carkinetics.errors import ModelError
-from carkinetics.model import Model
+from carkinetics.model import Assay, Model
 from carkinetics.population import make_layout, natural
 
 
@@ -89,38 +90,41 @@ def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
     width = len(str(cohort.n))
     ids = [f"V{i + 1:0{width}d}" for i in range(cohort.n)]
     people = pd.DataFrame({"ID": ids, "WT": weight, "DOSE_PER_KG": per_kg})
-    doses: dict[str, Any] = {
-        "TIME": 0.0,
-        "DV": np.nan,
-        "AMT": per_kg * weight,
-        "EVID": 1,
-        "DVID": "",
-        "MDV": 1,
-        "CENS": 0,
-    }
-    records = [people.assign(**doses)]
-    for assay in model.assays:
-        noise = assay.sigma * random.standard_normal(grid.shape)
-        dv = np.exp(levels[assay.output] + noise)
-        below = dv < (assay.lloq or 0.0)
-        dv = np.where(below, assay.lloq or 0.0, dv)
-        samples = people.loc[people.index.repeat(len(times))].reset_index(drop=True)
-        records.append(
-            samples.assign(
-                TIME=np.tile(times, cohort.n),
-                DV=dv.T.ravel(),
-                AMT=0.0,
-                EVID=0,
-                DVID=assay.name,
-                MDV=0,
-                CENS=below.T.ravel().astype(int),
-            )
-        )
-    table = pd.concat(records, ignore_index=True).sort_values(["ID", "TIME", "EVID"], ascending=[True, True, False])
-    columns = ["ID", "TIME", "DV", "AMT", "EVID", "DVID", "MDV", "CENS", "WT", "DOSE_PER_KG"]
     names = [q.name for q in model.parameters]
     individual = pd.DataFrame({n: np.asarray(getattr(p, n)) for n in names}, index=pd.Index(ids, name="ID"))
-    return Simulation(table[columns].reset_index(drop=True), individual, truth_of(model))
+    samples = [_samples(people, times, assay, levels[assay.output], random) for assay in model.assays]
+    return Simulation(_records(people, samples), individual, truth_of(model))
+
+
+def _samples(
+    people: pd.DataFrame,
+    times: Float[np.ndarray, " time"],
+    assay: Assay,
+    ln_level: Float[np.ndarray, "time subject"],
+    random: np.random.Generator,
+) -> pd.DataFrame:
+    """What one assay reports: the level with residual error, left-censored at the assay's limit."""
+    limit = assay.lloq or 0.0
+    dv = np.exp(ln_level + assay.sigma * random.standard_normal(ln_level.shape))
+    below = dv < limit
+    return people.loc[people.index.repeat(len(times))].assign(
+        TIME=np.tile(times, len(people)),
+        DV=np.where(below, limit, dv).T.ravel(),
+        AMT=0.0,
+        EVID=0,
+        DVID=assay.name,
+        MDV=0,
+        CENS=below.T.ravel().astype(int),
+    )
+
+
+def _records(people: pd.DataFrame, samples: list[pd.DataFrame]) -> pd.DataFrame:
+    """Dose and sample records, one below the other, by patient and time."""
+    at_infusion: dict[str, Any] = {"TIME": 0.0, "DV": np.nan, "EVID": 1, "DVID": "", "MDV": 1, "CENS": 0}
+    doses = people.assign(AMT=people["DOSE_PER_KG"] * people["WT"], **at_infusion)
+    table = pd.concat([doses, *samples], ignore_index=True)
+    table = table.sort_values(["ID", "TIME", "EVID"], ascending=[True, True, False], ignore_index=True)
+    return table[["ID", "TIME", "DV", "AMT", "EVID", "DVID", "MDV", "CENS", "WT", "DOSE_PER_KG"]]
 
 
 def _refuse(cohort: Cohort, seed: int) -> np.ndarray:
