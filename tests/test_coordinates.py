@@ -235,7 +235,7 @@ def test_a_start_that_missed_a_mode_still_sends_nought_to_where_it_stands(line):
 def at_the_modes(obs, layout, start):
     """The same start with every patient exactly at its mode, by linear algebra in NumPy."""
     theta, omega, sigma = (np.asarray(x) for x in split_phi(layout, start.phi))
-    times = np.asarray(obs.time).reshape(-1)[np.asarray(obs.cell)]
+    times = np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)]
     z, score = np.zeros(start.z.shape), np.zeros(start.score.shape)
     for i in range(obs.n_subjects):
         mine = np.asarray(obs.subject) == i
@@ -267,7 +267,7 @@ def test_the_scale_of_typical_values_is_their_posterior_where_the_model_is_linea
     obs, layout, start, map_ = line
     with jax.enable_x64(True):
         _, omega, sigma = (np.asarray(x) for x in split_phi(layout, start.phi))
-    times = np.asarray(obs.time).reshape(-1)[np.asarray(obs.cell)]
+    times = np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)]
     precision = np.diag([p.prior.scale**-2 for p in LINE.parameters])
     for i in range(obs.n_subjects):
         mine = np.asarray(obs.subject) == i
@@ -285,7 +285,7 @@ def test_the_start_says_how_far_each_patient_is_from_its_mode_where_the_model_is
     obs, layout, start, _ = line
     with jax.enable_x64(True):
         theta, omega, sigma = (np.asarray(x) for x in split_phi(layout, start.phi))
-    times = np.asarray(obs.time).reshape(-1)[np.asarray(obs.cell)]
+    times = np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)]
     for i in range(obs.n_subjects):
         mine = np.asarray(obs.subject) == i
         x, weight = np.vander(times[mine], 3, increasing=True), sigma[np.asarray(obs.assay)[mine]] ** -2.0

@@ -315,7 +315,7 @@ def test_row_order_says_where_the_rows_went():
     order = population.row_order(data)
     assert sorted(order) == list(range(data.n_obs))
     np.testing.assert_array_equal(obs.subject, data.subject[order])
-    np.testing.assert_array_equal(np.asarray(obs.time).reshape(-1)[np.asarray(obs.cell)], data.time[order])
+    np.testing.assert_array_equal(np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)], data.time[order])
     upper = np.fmax(data.dv, np.where(data.cens == 0, np.nan, data.limit))
     np.testing.assert_allclose(np.exp(obs.ln_dv), upper[order], rtol=1e-12)
     np.testing.assert_array_equal(data.cens[order][: obs.rows.quantified], 0)
@@ -324,7 +324,7 @@ def test_row_order_says_where_the_rows_went():
 def test_observations_are_in_double_precision_and_leave_the_global_setting_alone():
     """If it fails, log copies lose seven digits, or importing the library changes the user's other code."""
     obs = make_observations(PUBLISHED, read(table()))
-    assert obs.ln_dv.dtype == obs.time.dtype == np.float64
+    assert obs.ln_dv.dtype == obs.grid.time.dtype == np.float64
     assert not jax.config.jax_enable_x64  # type: ignore[attr-defined]
 
 

@@ -113,7 +113,9 @@ def _ln_curves(
     with jax.enable_x64(True):
         dose = jnp.full(times.shape[1], jnp.nan)
 
+        grid = solvers.make_grid(model.structure, times)
+
         def one(draw):
-            return solvers.curves(model.structure, jnp.asarray(times), dose, model.structure.parameters(*draw))[output]
+            return solvers.curves(model.structure, grid, dose, model.structure.parameters(*draw))[output]
 
         return np.asarray(jax.jit(jax.vmap(one, in_axes=1))(jnp.asarray(values, float)))

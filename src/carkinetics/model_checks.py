@@ -21,7 +21,8 @@ def typical_curve(
     with jax.enable_x64(True):
         theta = jnp.array([[p.theta] for p in model.parameters])
         p = natural(make_layout(model), theta)
-        curve = solvers.curves(model.structure, jnp.asarray(times, float)[:, None], jnp.array([jnp.nan]), p)
+        grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None])
+        curve = solvers.curves(model.structure, grid, jnp.array([jnp.nan]), p)
     return np.asarray(curve[output or model.structure.outputs[0]])[:, 0]
 
 

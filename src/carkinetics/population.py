@@ -21,6 +21,7 @@ from carkinetics import observation, solvers
 from carkinetics.dataset import Dataset
 from carkinetics.errors import ModelError
 from carkinetics.model import Model, Parameter, Prior
+from carkinetics.solvers import Grid
 from carkinetics.structure import AbstractStructure
 from carkinetics.transforms import TRANSFORMS
 
@@ -44,8 +45,8 @@ class Observations(eqx.Module):
 
     Attributes
     ----------
-    time : Float[" time subject"]
-        Grid on which curves are solved (day); a patient's last time is repeated to fill it.
+    grid : Grid
+        Times on which curves are solved (day); a patient's last time is repeated to fill its column.
     cell : Int[" obs"]
         Where in the flattened grid each row stands.
     subject, assay : Int[" obs"]
@@ -60,7 +61,7 @@ class Observations(eqx.Module):
         Position of each row in the dataset's order.
     """
 
-    time: Float[Array, "time column"]
+    grid: Grid
     cell: Int[Array, " obs"]
     subject: Int[Array, " obs"]
     assay: Int[Array, " obs"]
@@ -110,12 +111,12 @@ def make_observations(model: Model, data: Dataset) -> Observations:
     # LIMIT is the other end of an interval, whichever way the row is censored.
     ln_limit = np.where(kind == 3, ln_limit, ln_dv)
     ln_dv, ln_limit = np.maximum(ln_dv, ln_limit), np.minimum(ln_dv, ln_limit)
-    flat, grid, cell = _grid(subject, time, n, model.structure.closed_form)
-    arrays = (grid, cell, subject, assay, ln_dv, ln_limit, _doses(data))
+    flat, times, cell = _grid(subject, time, n, model.structure.closed_form)
+    arrays = (cell, subject, assay, ln_dv, ln_limit, _doses(data))
     with jax.enable_x64(True):
-        time, cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
+        cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
     return Observations(
-        time=time,
+        grid=solvers.make_grid(model.structure, times),
         cell=cell,
         subject=subject,
         assay=assay,
@@ -244,7 +245,7 @@ def ln_pred(layout: Layout, individual: Float[Array, "parameter subject"], obs: 
         individual, dose = individual[:, obs.subject], obs.dose[obs.subject]
     else:
         dose = obs.dose
-    outputs = solvers.curves(layout.structure, obs.time, dose, natural(layout, individual))
+    outputs = solvers.curves(layout.structure, obs.grid, dose, natural(layout, individual))
     if len(set(layout.outputs)) == 1:
         return outputs[layout.outputs[0]].reshape(-1)[obs.cell]
     stacked = jnp.stack([outputs[name].reshape(-1) for name in layout.outputs])

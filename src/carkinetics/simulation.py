@@ -83,10 +83,9 @@ def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
     with jax.enable_x64(True):
         p = natural(layout, jnp.asarray(transformed))
         grid = np.broadcast_to(times[:, None], (len(times), cohort.n))
-        levels = {
-            k: np.asarray(v)
-            for k, v in solvers.curves(model.structure, jnp.asarray(grid), jnp.asarray(per_kg * weight), p).items()
-        }
+        on = solvers.make_grid(model.structure, grid)
+        curves = solvers.curves(model.structure, on, jnp.asarray(per_kg * weight), p)
+        levels = {name: np.asarray(curve) for name, curve in curves.items()}
     width = len(str(cohort.n))
     ids = [f"V{i + 1:0{width}d}" for i in range(cohort.n)]
     people = pd.DataFrame({"ID": ids, "WT": weight, "DOSE_PER_KG": per_kg})

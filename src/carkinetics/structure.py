@@ -8,7 +8,17 @@ per ug span eight decades and the likelihood lives on the log scale.
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+
+def level(ln_level: Float[Array, "*n"]) -> Float[Array, "*n"]:
+    """A level from its log, for :meth:`AbstractStructure.from_coordinates`; kept between e^-200 and e^200.
+
+    A loss rate of 5 per day empties a compartment to e^-800, which is zero in floating point: its log, and
+    the derivative of its log, would no longer be finite.
+    """
+    return jnp.exp(jnp.clip(ln_level, -200.0, 200.0))
 
 
 class AbstractStructure[P, S](ABC):
@@ -27,12 +37,15 @@ class AbstractStructure[P, S](ABC):
         States of the ODE, on their natural scale.
     outputs : tuple of str
         What an assay can measure.
+    stiff : bool
+        Rates differ so much that only an implicit solver is stable.
     """
 
     name: ClassVar[str]
     parameters: ClassVar[type[Any]]
     states: ClassVar[type[Any]]
     outputs: ClassVar[tuple[str, ...]]
+    stiff: ClassVar[bool] = False
 
     @property
     def closed_form(self) -> bool:
@@ -58,6 +71,14 @@ class AbstractStructure[P, S](ABC):
     def breakpoints(self, p: P) -> tuple[Float[Array, ""], ...]:
         """Times (day) at which ``rhs`` jumps; a solver must step onto each of them."""
         return ()
+
+    def to_coordinates(self, y: S, p: P) -> Any:
+        """The states in the coordinates in which the solver steps; logs of levels need fewer steps than levels."""
+        return y
+
+    def from_coordinates(self, u: Any, p: P) -> S:
+        """The states from the solver's coordinates."""
+        return u
 
     def guess(self, t, ln_level) -> dict[str, float]:
         """Rough individual parameters from one patient's quantified samples (NumPy; day, ln level).
