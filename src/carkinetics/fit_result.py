@@ -19,6 +19,7 @@ from carkinetics.model import Model, iiv_cv_pct
 RHAT_MAX = 1.01
 ESS_MIN = 400
 EBFMI_MIN = 0.3
+SOLVER_SHARE = 0.05  # of the residual SD: the solver may be off by that much in ln level
 # Beyond these a fit is not a weak one but a wrong one.
 RHAT_FAILED = 1.05
 ESS_FAILED = 100
@@ -129,6 +130,10 @@ class Fit:
             "draws": float(stats["diverging"].size),
             "deepest": float(stats["reached_max_treedepth"].sum()),
             "ebfmi": _ebfmi(stats["energy"].values),
+            "solver_error": float(self.tree.attrs["solver_error"]),
+            "solver_subject": str(self.tree.attrs["solver_error_subject"]),
+            "solver_unsolved": float(self.tree.attrs["solver_unsolved"]),
+            "sigma": float(self.tree["posterior"].to_dataset()["sigma"].mean(("chain", "draw")).min()),
         }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -149,6 +154,11 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     text = f"{n['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept."
     yield text, n["divergences"] > 0, n["divergences"] > DIVERGENT_FAILED * n["draws"]
     yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
+    limit = SOLVER_SHARE * n["sigma"]
+    text = f"Solver error {n['solver_error']:.3f} in ln level (patient {n['solver_subject']}): set Settings(refine=2)."
+    yield text, n["solver_error"] > limit, n["solver_error"] > n["sigma"]
+    text = f"The reference solver failed on {n['solver_unsolved']:.0f} patient-draws: the grid was not checked there."
+    yield text, n["solver_unsolved"] > 0, False
     yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
 
 

@@ -22,6 +22,7 @@ from carkinetics.inference.guess import starting_values
 from carkinetics.inference.laplace import Start, find_modes, widen
 from carkinetics.inference.nuts import BLOCK, Block, Chain, Sampler, Settings, run_chains
 from carkinetics.inference.progress import Report, bars, stage
+from carkinetics.inference.solver_check import SolverError, solver_error
 from carkinetics.model import Model
 from carkinetics.population import Observations, make_layout, make_observations
 
@@ -77,7 +78,7 @@ def fit(
     use_compile_cache()
     with jax.enable_x64(True):
         clock = [time.perf_counter()]
-        obs = make_observations(model, data)
+        obs = make_observations(model, data, refine=settings.refine)
         with stage("finding a start", show=progress):
             find = Finder(model, obs)
             coordinates, notes = find.coordinates(data)
@@ -89,14 +90,16 @@ def fit(
         states = [Chain(c, sampler, key, obs) for c, key in enumerate(keys)]
         complete = _sample(states, find, coordinates, settings, show=progress)
         clock.append(time.perf_counter())
+        blocks = _same_length(states)
         run = Run(
-            blocks=_same_length(states),
+            blocks=blocks,
             seed=seed,
             settings=settings,
             seconds=dict(zip(("start", "compile", "sampling"), np.diff(clock).tolist(), strict=True)),
             gradients=sum(c.n_steps for c in states),
             complete=complete,
             notes=tuple(notes),
+            solver=solver_error(model, obs, blocks),
         )
         return Fit(model=model, data=data, tree=build_tree(model, data, obs, run))
 
@@ -111,6 +114,7 @@ class Run(NamedTuple):
     gradients: int
     complete: bool
     notes: tuple[str, ...]
+    solver: SolverError
 
 
 def _refuse(data: Dataset, seed: int, method: str, chains: int) -> None:

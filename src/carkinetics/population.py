@@ -85,8 +85,8 @@ def row_order(data: Dataset) -> Int[np.ndarray, " obs"]:
     return np.argsort(_kind(data), kind="stable")
 
 
-def make_observations(model: Model, data: Dataset) -> Observations:
-    """The arrays of ``data`` as ``model`` reads them.
+def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
+    """The arrays of ``data`` as ``model`` reads them; ``refine`` divides the solver's steps.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def make_observations(model: Model, data: Dataset) -> Observations:
     with jax.enable_x64(True):
         cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
     return Observations(
-        grid=solvers.make_grid(model.structure, times),
+        grid=solvers.make_grid(model.structure, times, refine=refine),
         cell=cell,
         subject=subject,
         assay=assay,

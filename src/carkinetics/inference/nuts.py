@@ -46,6 +46,8 @@ class Settings:
         Acceptance that the step size is adapted to; nearer to 1 is slower and safer.
     max_tree_depth : int
         Doublings of a trajectory at most.
+    refine : int
+        Divides the steps of the fixed-grid solver; ``fit.check()`` says when 1 is too coarse.
     """
 
     pilot: int = 150
@@ -54,9 +56,10 @@ class Settings:
     max_draws: int = 8000
     target_accept: float = 0.9
     max_tree_depth: int = 10
+    refine: int = 1
 
     def __post_init__(self):
-        for name in ("pilot", "warmup", "draws", "max_draws", "max_tree_depth"):
+        for name in ("pilot", "warmup", "draws", "max_draws", "max_tree_depth", "refine"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise FitError(f"settings: {name} = {value!r} must be a whole number above 0.")
