@@ -132,6 +132,7 @@ def same_draws(result, reference):
         np.testing.assert_array_equal(found["lp"], reference.tree["sample_stats"]["lp"].values)
 
 
+@pytest.mark.usefixtures("finished")  # has compiled the programs that the processes then find
 def test_killed_in_pilot_warm_up_and_sampling_and_while_writing(small_fit, cache, tmp_path):
     """K01: four processes, three of them killed, have the draws of one that was left alone."""
     faults = [
@@ -298,6 +299,15 @@ def test_the_checkpoint_of_another_fit_is_refused(folder, run, small_settings, o
     with pytest.raises(FitError, match=said):
         run(folder, **other(small_settings))
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("*.ckpt")} == before
+
+
+def test_a_lost_description_does_not_open_the_folder_to_others(folder, run):
+    """K03: without run.ckpt the stages still know whose they are, and stay."""
+    alter(folder / "run.ckpt", "empty")
+    with pytest.warns(FitWarning, match=r"run\.ckpt"), pytest.raises(FitError, match="from another run"):
+        run(folder, seed=4)
+    assert not (folder / "run.ckpt").exists()
+    run(folder)
 
 
 def test_another_version_is_refused(folder, run, monkeypatch):

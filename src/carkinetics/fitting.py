@@ -39,7 +39,7 @@ CAREFUL_ATTEMPTS = 3
 DEFAULT_SETTINGS = Settings()
 
 
-def fit(  # the main verb: eight arguments, six of which nobody needs to give
+def fit(  # the main verb: eight arguments, five of which nobody needs to give
     model: Model,
     data: Dataset,
     *,

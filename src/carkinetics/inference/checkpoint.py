@@ -26,7 +26,7 @@ from carkinetics.inference.coordinates import Transport
 from carkinetics.inference.identity import differences
 from carkinetics.inference.lock import locked, terminable
 from carkinetics.inference.nuts import BLOCK, Block, Chain, joined
-from carkinetics.inference.records import Damaged, Record, read_record, write_record
+from carkinetics.inference.records import Damaged, Record, checksum, read_record, write_record
 
 SAVE_SECONDS = 30.0  # at most this much of a chain's work is lost
 
@@ -74,7 +74,9 @@ class Checkpoint:
         path = self.folder / "run.ckpt"
         record = self._read(path)
         if record is None:
-            self._run = write_record(path, identity, {})
+            self._run = checksum(identity, {})
+            self._stage_record(0)  # refuses another fit's, if only run.ckpt was lost
+            write_record(path, identity, {})
             return
         self._run = record.sha256
         other = differences(record.facts, identity)

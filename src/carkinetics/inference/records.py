@@ -42,17 +42,11 @@ def write_record(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.n
     FitError
         The disk is full or the folder cannot be written; a file that was there before is untouched.
     """
-    plain = {name: np.asarray(x, order="C") for name, x in arrays.items()}
-    layout = [[name, x.dtype.str, list(x.shape)] for name, x in plain.items()]
-    head = json.dumps({"facts": dict(facts), "arrays": layout}, allow_nan=False).encode() + b"\n"
-    parts = [head, *(x.tobytes() for x in plain.values())]
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
+    parts, digest = _encoded(facts, arrays)
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as handle:
-            handle.write(_MAGIC + b" " + digest.hexdigest().encode() + b"\n")
+            handle.write(_MAGIC + b" " + digest.encode() + b"\n")
             handle.writelines(parts)
             handle.flush()
             os.fsync(handle.fileno())
@@ -64,7 +58,23 @@ def write_record(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.n
             f"{path}: cannot write the checkpoint ({error.strerror or error}). What was saved before is intact: make "
             "room, or choose a folder that can be written, and call fit again."
         ) from error
-    return digest.hexdigest()
+    return digest
+
+
+def checksum(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    """The checksum that the record would have."""
+    return _encoded(facts, arrays)[1]
+
+
+def _encoded(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> tuple[list[bytes], str]:
+    plain = {name: np.asarray(x, order="C") for name, x in arrays.items()}
+    layout = [[name, x.dtype.str, list(x.shape)] for name, x in plain.items()]
+    head = json.dumps({"facts": dict(facts), "arrays": layout}, allow_nan=False).encode() + b"\n"
+    parts = [head, *(x.tobytes() for x in plain.values())]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return parts, digest.hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
