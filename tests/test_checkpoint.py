@@ -157,16 +157,15 @@ def test_killed_in_pilot_warm_up_and_sampling_and_while_writing(small_fit, cache
 def test_killed_at_any_moment(small_fit, cache, tmp_path, moment):
     """K01: SIGKILL after random delays until a process comes through; the draws never differ."""
     clock = random.Random(moment)
-    for kills in range(8):
-        fit_process = process(tmp_path / "run", tmp_path / "draws.npz", cache=cache)
+    for patience in [clock.uniform(1, 8) * 1.3**kills for kills in range(8)] + [None]:
+        running = process(tmp_path / "run", tmp_path / "draws.npz", cache=cache)
         try:
-            fit_process.communicate(timeout=clock.uniform(1, 8) * 1.3**kills)
+            _, said = running.communicate(timeout=patience)
             break
         except subprocess.TimeoutExpired:
-            fit_process.kill()
-            fit_process.communicate()
-    else:
-        assert process(tmp_path / "run", tmp_path / "draws.npz", cache=cache).wait() == 0
+            running.kill()
+            running.communicate()
+    assert running.returncode == 0, said
     same_draws(tmp_path / "draws.npz", small_fit)
 
 
