@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--out", type=Path, default=Path("carkinetics-fit"), help="folder for the results")
     fit.add_argument("--seed", type=int, default=1)
     fit.add_argument("--max-draws", type=int, help="draws per chain at most, while the fit has not converged")
+    fit.add_argument("--checkpoint", type=Path, metavar="DIR", help="go on from here after an interruption")
     _table_options(fit)
     fit.set_defaults(run=_fit)
     return parser
@@ -116,7 +117,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     print(f"{data!r}\n{model.name}: {model.label}\n", flush=True)
     limit = arguments.max_draws
     settings = Settings() if limit is None else Settings(draws=min(limit, Settings().draws), max_draws=limit)
-    result = fit(model, data, seed=arguments.seed, settings=settings)
+    result = fit(model, data, seed=arguments.seed, settings=settings, checkpoint=arguments.checkpoint)
     _print_table(result.parameters())
     _finish(result, arguments.out, started)
 

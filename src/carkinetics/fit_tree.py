@@ -16,6 +16,7 @@ import numpy as np
 import xarray as xr
 
 from carkinetics.dataset import Dataset
+from carkinetics.inference.solver_check import SolverError
 from carkinetics.model import Model
 from carkinetics.population import (
     Layout,
@@ -39,7 +40,7 @@ PRIOR_DRAWS = 2000
 _BATCH = 500  # draws whose predictions are computed at once
 
 
-def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run") -> xr.DataTree:
+def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run", solver: SolverError) -> xr.DataTree:
     """The tree of a fit.
 
     Groups and dimensions: ``posterior`` (``tv``, ``theta``, ``omega`` by parameter, ``sigma`` by assay,
@@ -73,7 +74,11 @@ def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run") -> xr
             "constant_data": _constants(data, coords),
         }
     )
-    tree.attrs = _attributes(model, data, run)
+    tree.attrs = _attributes(model, data, run) | {
+        "solver_error": solver.largest,
+        "solver_error_subject": data.subjects[solver.subject],
+        "solver_unsolved": solver.unsolved,
+    }
     return tree
 
 
@@ -192,9 +197,6 @@ def _attributes(model: Model, data: Dataset, run: "Run") -> dict[str, str | int 
         "seconds": json.dumps(run.seconds),
         "gradients": run.gradients,
         "complete": int(run.complete),
-        "solver_error": run.solver.largest,
-        "solver_error_subject": data.subjects[run.solver.subject],
-        "solver_unsolved": run.solver.unsolved,
         "notes": json.dumps(run.notes),
         "versions": json.dumps({p: version(p) for p in packages}),
         "machine": f"{platform.machine()}, {platform.system()}, {jax.default_backend()}",

@@ -3,8 +3,11 @@
 Data-driven start -> Laplace start -> coordinates -> chains in blocks until the gates pass -> one tree.
 """
 
+import os
 import time
 import warnings
+from functools import partial
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -17,12 +20,14 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.fit_result import Fit, gate_failures
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.cache import use_compile_cache
+from carkinetics.inference.checkpoint import Checkpoint, opened
 from carkinetics.inference.coordinates import Point, Transport, no_transport, transport
 from carkinetics.inference.guess import starting_values
+from carkinetics.inference.identity import identity
 from carkinetics.inference.laplace import Start, find_modes, widen
 from carkinetics.inference.nuts import BLOCK, Block, Chain, Sampler, Settings, run_chains
 from carkinetics.inference.progress import Report, bars, stage
-from carkinetics.inference.solver_check import SolverError, solver_error
+from carkinetics.inference.solver_check import solver_error
 from carkinetics.model import Model
 from carkinetics.population import Observations, make_layout, make_observations
 
@@ -35,7 +40,7 @@ CAREFUL_ATTEMPTS = 3
 DEFAULT_SETTINGS = Settings()
 
 
-def fit(
+def fit(  # the main verb: eight arguments, five of which nobody needs to give
     model: Model,
     data: Dataset,
     *,
@@ -43,6 +48,7 @@ def fit(
     method: Literal["nuts"] = "nuts",
     chains: int = 4,
     settings: Settings = DEFAULT_SETTINGS,
+    checkpoint: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Fit:
     """Fit a population model by Bayesian inference.
@@ -61,6 +67,10 @@ def fit(
         Length and care; sampling goes on beyond ``settings.draws`` until R-hat <= 1.01 and bulk and tail ESS
         >= 400 for every population parameter, or ``settings.max_draws`` is reached. If a few transitions
         diverged, the draws are taken anew with a smaller step.
+    checkpoint : path, optional
+        A folder of this fit's own, from which the same call goes on after the process was killed, with the draws
+        that it would have had on the same machine; of a finished fit it returns the same fit without sampling.
+        SIGTERM then ends the process with exit code 143 once every chain has kept its block.
     progress : bool
         Show bars with chain, step, divergences and time left, if stderr is a terminal.
 
@@ -72,36 +82,25 @@ def fit(
     Raises
     ------
     FitError, ModelError
-        Nothing to fit, an option out of range, or no starting point; nothing has been sampled then.
+        Nothing to fit, an option out of range, no starting point, or a checkpoint that is in use, of another fit,
+        damaged beyond its newest files or in a folder that cannot be written; nothing has been sampled then. Or the
+        disk is full; what was kept is intact.
     """
     _refuse(data, seed, method, chains)
     use_compile_cache()
     with jax.enable_x64(True):
-        clock = [time.perf_counter()]
         obs = make_observations(model, data, refine=settings.refine)
-        with stage("finding a start", show=progress):
-            find = Finder(model, obs)
-            coordinates, notes = find.coordinates(data)
-        clock.append(time.perf_counter())
-        with stage("compiling the sampler", show=progress):
-            sampler = Sampler(model, obs, coordinates, settings)
-        clock.append(time.perf_counter())
-        keys = jax.random.split(jax.random.key(seed), chains)
-        states = [Chain(c, sampler, key, obs) for c, key in enumerate(keys)]
-        complete = _sample(states, find, coordinates, settings, show=progress)
-        clock.append(time.perf_counter())
-        blocks = _same_length(states)
-        run = Run(
-            blocks=blocks,
-            seed=seed,
-            settings=settings,
-            seconds=dict(zip(("start", "compile", "sampling"), np.diff(clock).tolist(), strict=True)),
-            gradients=sum(c.n_steps for c in states),
-            complete=complete,
-            notes=tuple(notes),
-            solver=solver_error(model, obs, blocks),
-        )
-        return Fit(model=model, data=data, tree=build_tree(model, data, obs, run))
+        folder = None if checkpoint is None else Path(checkpoint)
+        ours = {} if folder is None else identity(model, data, obs, settings, seed, chains)
+        with opened(folder, ours) as kept:
+            over = kept.finished(chains)
+            if over is None:
+                run = _run(Finder(model, obs), data, seed, chains, settings, kept, show=progress)
+            else:
+                run = Run(over[0], seed, settings, **over[1])
+            with stage("checking the solver", show=progress):
+                solver = solver_error(model, obs, run.blocks)
+            return Fit(model=model, data=data, tree=build_tree(model, data, obs, run, solver))
 
 
 class Run(NamedTuple):
@@ -113,8 +112,33 @@ class Run(NamedTuple):
     seconds: dict[str, float]
     gradients: int
     complete: bool
-    notes: tuple[str, ...]
-    solver: SolverError
+    notes: list[str]
+
+
+def _run(
+    find: "Finder", data: Dataset, seed: int, chains: int, settings: Settings, kept: Checkpoint, *, show: bool
+) -> Run:
+    """Start, compile and sample; or what is left of that."""
+    clock = [time.perf_counter()]
+    with stage("finding a start", show=show):
+        coordinates, notes = kept.start() or find.coordinates(data)
+    clock.append(time.perf_counter())
+    with stage("compiling the sampler", show=show):
+        sampler = Sampler(find.model, find.obs, coordinates, settings)
+    clock.append(time.perf_counter())
+    keys = jax.random.split(jax.random.key(seed), chains)
+    states = [Chain(c, sampler, key, find.obs) for c, key in enumerate(keys)]
+    complete = _sample(states, find, coordinates, notes, kept, show=show)
+    clock.append(time.perf_counter())
+    seconds: dict[str, float] = dict(zip(("start", "compile", "sampling"), np.diff(clock).tolist(), strict=True))
+    if kept.earlier:
+        seconds["before_resuming"] = kept.earlier
+    blocks = _same_length(states)
+    gradients = sum(c.n_steps for c in states)
+    facts = {"seconds": seconds, "gradients": gradients, "complete": complete, "notes": notes + kept.notes}
+    if complete:
+        kept.finish(len(blocks[0].lp), facts)
+    return Run(blocks, seed, settings, **facts)
 
 
 def _refuse(data: Dataset, seed: int, method: str, chains: int) -> None:
@@ -170,29 +194,50 @@ def _finite(tree) -> bool:
     return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
 
 
-def _sample(states: list[Chain], find: Finder, coordinates: Transport, settings: Settings, *, show: bool) -> bool:
-    """Pilot, recentre, warm up, and sample until the gates pass or the budget ends; False if interrupted."""
-    layout = make_layout(find.model)
+def _sample(
+    states: list[Chain], find: Finder, coordinates: Transport, notes: list[str], kept: Checkpoint, *, show: bool
+) -> bool:
+    """Pilot, recentre, warm up, and sample until the gates pass or the budget ends; False if interrupted.
+
+    A resumed run goes the same way: a stage begins as the checkpoint has it, its stored blocks are gone through,
+    and every decision is made from the same draws again.
+    """
+    settings = states[0].sampler.settings
     with bars(len(states), settings.pilot + settings.warmup + settings.draws, show=show) as report:
-        phi, z, _ = coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))
-        for chain in states:
-            chain.begin(coordinates, phi, z, jitter=1.0)
+        kept.enter(states, partial(_begin_pilot, states, coordinates), notes)
         complete = run_chains(states, settings.pilot, report)
+        piloting = not complete
         if complete:
-            pilot = [chain.kept(skip=settings.pilot // 2) for chain in states]
-            coordinates = find.recentred(coordinates, pilot)
-            for chain, draws in zip(states, pilot, strict=True):
-                chain.begin(coordinates, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
+            kept.enter(states, partial(_begin_main, states, find), notes)
             complete = _until_converged(states, settings, report)
             for _ in range(CAREFUL_ATTEMPTS):
                 if not complete or not _few_divergences(states):
                     break
-                for chain in states:
-                    chain.begin_again(CAREFUL_SHRINK)
+                kept.enter(states, partial(_begin_careful, states), notes)
                 complete = _until_converged(states, settings, report)
-    if min(len(c.blocks) * BLOCK - c.warmup for c in states) <= 0:
-        raise FitError("interrupted during warm-up: there are no draws to return.")
+    if piloting or min(len(c.blocks) * BLOCK - c.warmup for c in states) <= 0:
+        further = f"; the same call goes on from {kept.folder}." if kept.folder else ": there are no draws to return."
+        raise FitError(f"interrupted during warm-up{further}")
     return complete
+
+
+def _begin_pilot(states: list[Chain], coordinates: Transport) -> None:
+    layout = make_layout(states[0].sampler.model)
+    phi, z, _ = coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))
+    for chain in states:
+        chain.begin(coordinates, phi, z, jitter=1.0)
+
+
+def _begin_main(states: list[Chain], find: Finder) -> None:
+    pilot = [chain.kept(skip=chain.sampler.settings.pilot // 2) for chain in states]
+    coordinates = find.recentred(states[0].coordinates, pilot)
+    for chain, draws in zip(states, pilot, strict=True):
+        chain.begin(coordinates, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
+
+
+def _begin_careful(states: list[Chain]) -> None:
+    for chain in states:
+        chain.begin_again(CAREFUL_SHRINK)
 
 
 def _until_converged(states: list[Chain], settings: Settings, report: Report) -> bool:

@@ -7,6 +7,8 @@ parallel on one JAX device, whatever was imported or set before, and no chain wa
 
 import threading
 import time
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -90,8 +92,8 @@ class Sampler:
         self._init, self._sample = hmc(potential_fn_gen=partial(_potential, model), algo="NUTS")
         started = time.perf_counter()
         begin = (jax.random.key(0), obs, coordinates, coordinates.centre, coordinates.shift[0], jnp.array(0.0))
-        state = jax.eval_shape(self._start, *begin)
-        programs = (jax.jit(self._start).lower(*begin), jax.jit(self._block).lower(state, obs, coordinates))
+        self.shape = jax.eval_shape(self._start, *begin)  # of a chain's state
+        programs = (jax.jit(self._start).lower(*begin), jax.jit(self._block).lower(self.shape, obs, coordinates))
         with ThreadPoolExecutor(2) as pool:  # XLA compiles outside the interpreter's lock
             self.start, self.block = pool.map(lambda lowered: lowered.compile(), programs)
         self.compile_seconds = time.perf_counter() - started
@@ -147,9 +149,12 @@ class Chain:
     def __init__(self, number: int, sampler: Sampler, key, obs: Observations):
         self.number, self.sampler, self.obs, self.key = number, sampler, obs, key
         self.blocks: list[Block] = []  # of this stage, warm-up included
+        self.stored: deque[Block] = deque()  # of this stage, from a checkpoint, not yet gone through again
         self.n_steps = 0  # gradients in all stages
         self.done = 0  # iterations in all stages
         self.warmup = 0  # iterations of this stage that adapt
+        # Called after every block, and with True when the chain pauses: where a checkpoint is written.
+        self.keep: Callable[[Chain, bool], None] = lambda chain, pausing: None
 
     def begin(self, coordinates: Transport, phi, z, *, jitter: float) -> None:
         """Begin a stage in these coordinates: adaptation starts anew, at ``(phi, z)`` or ``jitter`` away from it."""
@@ -172,33 +177,62 @@ class Chain:
         self.blocks, self.warmup = [], 0
 
     def run(self, until: int, report: Report, stop: threading.Event) -> None:
-        """Go on until ``until`` iterations of this stage are done, unless asked to stop."""
+        """Go on until ``until`` iterations of this stage are done, unless asked to stop.
+
+        Blocks of a checkpoint are gone through first; ``state`` is already that after the last of them.
+        """
         total = self.done - len(self.blocks) * BLOCK + until
-        while len(self.blocks) * BLOCK < until and not stop.is_set():
-            self.state, block = self.sampler.block(self.state, self.obs, self.coordinates)
-            self.blocks.append(jax.tree.map(np.asarray, block))
-            self.done += BLOCK
-            self.n_steps += int(self.blocks[-1].n_steps.sum())
-            sampling = len(self.blocks) * BLOCK > self.warmup
-            report(self.number, self.done, total, int(self.kept().diverging.sum()) if sampling else -1)
+        try:
+            while len(self.blocks) * BLOCK < until and (self.stored or not stop.is_set()):
+                self._add(self.stored.popleft() if self.stored else self._sampled())
+                report(self.number, self.done, total, self._divergences())
+                self.keep(self, False)
+            self.keep(self, True)
+        except BaseException:
+            stop.set()  # the other chains need not go on
+            raise
+
+    def _sampled(self) -> Block:
+        self.state, block = self.sampler.block(self.state, self.obs, self.coordinates)
+        return jax.tree.map(np.asarray, block)
+
+    def _add(self, block: Block) -> None:
+        self.blocks.append(block)
+        self.done += BLOCK
+        self.n_steps += int(block.n_steps.sum())
+
+    def _divergences(self) -> int:
+        """Divergences since warm-up; -1 during it."""
+        if len(self.blocks) * BLOCK <= self.warmup:
+            return -1
+        return int(np.concatenate([b.diverging for b in self.blocks])[self.warmup :].sum())
 
     def kept(self, skip: int | None = None) -> Block:
         """This stage's iterations after the first ``skip`` (all of warm-up, by default), as one block."""
-        skip = self.warmup if skip is None else skip
-        return Block(*(np.concatenate(parts)[skip:] for parts in zip(*self.blocks, strict=True)))
+        return joined(self.blocks, self.warmup if skip is None else skip)
+
+
+def joined(blocks: list[Block], skip: int = 0) -> Block:
+    """Blocks as one, without the first ``skip`` iterations."""
+    return Block(*(np.concatenate(parts)[skip:] for parts in zip(*blocks, strict=True)))
 
 
 def run_chains(chains: list[Chain], until: int, report: Report = silent) -> bool:
-    """Run every chain to ``until`` iterations of its stage, one thread each; False if interrupted from the keyboard."""
+    """Run every chain to ``until`` iterations of its stage, one thread each; False if interrupted from the keyboard.
+
+    Whatever interrupts (also SystemExit), every chain ends its block and keeps it first.
+    """
     stop = threading.Event()
     with ThreadPoolExecutor(len(chains)) as pool:
         running = [pool.submit(chain.run, until, report, stop) for chain in chains]
         try:
             for job in running:
                 job.result()
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit) as asked:
             stop.set()
             for job in running:
                 job.result()
+            if isinstance(asked, SystemExit):
+                raise
             return False
     return True
