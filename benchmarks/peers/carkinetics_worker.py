@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from carkinetics.fit_result import population_draws
@@ -16,7 +17,6 @@ class Carkinetics:
     """The verb compiles and samples; how long each took is in the fit."""
 
     def __init__(self, problem: Problem):
-        self.seed = problem.seed
         self.model, self.data = peers_model(), peers_data(problem.seed)
 
     def log_density(self, point: np.ndarray) -> float:
@@ -24,11 +24,12 @@ class Carkinetics:
         n = make_layout(self.model).n_phi
         with jax.enable_x64(True):
             obs = make_observations(self.model, self.data)
-            return float(log_joint(self.model, obs, point[:n], point[n:].reshape(-1, obs.n_subjects)))
+            phi, z = jnp.asarray(point[:n]), jnp.asarray(point[n:]).reshape(-1, obs.n_subjects)
+            return float(log_joint(self.model, obs, phi, z))
 
-    def sample(self, draws: int, thin: int) -> Sampled:
+    def sample(self, draws: int, thin: int, seed: int) -> Sampled:
         """Length, warm-up and care are the verb's own: it goes on until its gates pass."""
-        result = fit(self.model, self.data, seed=self.seed, chains=CHAINS, progress=False)
+        result = fit(self.model, self.data, seed=seed, chains=CHAINS, progress=False)
         _, population = population_draws(result)
         k = len(self.model.parameters)
         population = np.concatenate([population[..., :k], np.log(population[..., k:])], axis=-1)

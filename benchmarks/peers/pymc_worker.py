@@ -11,7 +11,6 @@ class PyMC:
     def __init__(self, problem: Problem):
         import nutpie
 
-        self.seed = problem.seed
         self.model = _model(problem)
         self.compiled = nutpie.compile_pymc_model(self.model)
         self._log_density = None
@@ -24,13 +23,11 @@ class PyMC:
         values = {"theta": point[:6], "omega_log__": point[6:12], "sigma_log__": np.array(point[12]), "z": z}
         return float(self._log_density(values))
 
-    def sample(self, draws: int, thin: int) -> Sampled:
+    def sample(self, draws: int, thin: int, seed: int) -> Sampled:
         """One thread a chain, as many at a time as there are cores."""
         import nutpie
 
-        found = nutpie.sample(
-            self.compiled, draws=draws, chains=CHAINS, cores=CORES, seed=self.seed, progress_bar=False
-        )
+        found = nutpie.sample(self.compiled, draws=draws, chains=CHAINS, cores=CORES, seed=seed, progress_bar=False)
         post, stats = found["posterior"].to_dataset(), found["sample_stats"].to_dataset()
         population = [post["theta"].values, np.log(post["omega"].values), np.log(post["sigma"].values)[..., None]]
         warmup = found["warmup_sample_stats"].to_dataset()

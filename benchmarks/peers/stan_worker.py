@@ -1,5 +1,6 @@
 """Stan by way of PyStan: its NUTS with its default warm-up (1000 iterations, diagonal metric, target 0.8)."""
 
+import dataclasses
 import math
 import re
 from pathlib import Path
@@ -22,15 +23,15 @@ class Stan:
         data = {name: getattr(problem, name) for name in (*names, "sigma_loc", "sigma_scale")}
         data |= {"n_rows": len(problem.time), "subject": problem.subject + 1, "fb_max": FB_MAX}
         data = {name: x.tolist() if isinstance(x, np.ndarray) else x for name, x in data.items()}
-        self.model = stan.build(PROGRAM.read_text(), data=data, random_seed=problem.seed)
+        self.model = stan.build(PROGRAM.read_text(), data=data)
 
     def log_density(self, point: np.ndarray) -> float:
         """Stan's log_prob, with the Jacobian of the logarithms."""
         return self.model.log_prob(point.tolist(), adjust_transform=True)
 
-    def sample(self, draws: int, thin: int) -> Sampled:
+    def sample(self, draws: int, thin: int, seed: int) -> Sampled:
         """One process a chain; the warm-up is kept only to count its gradients."""
-        found = self.model.sample(
+        found = dataclasses.replace(self.model, random_seed=seed).sample(
             num_chains=CHAINS, num_warmup=WARMUP, num_samples=draws, num_thin=thin, save_warmup=True
         )
         warmup = math.ceil(WARMUP / thin)
@@ -51,7 +52,8 @@ class Stan:
 
 def _chain_seconds(outputs: tuple[bytes, ...]) -> list[float]:
     """Seconds of every chain by Stan's own clock, without the transport of its draws to Python."""
-    return [float(x) for text in outputs for x in re.findall(rb"([0-9.e+-]+) seconds \(Total\)", text)]
+    found = (re.findall(rb"([0-9.e+-]+) seconds \(Total\)", text) for text in outputs)
+    return [float(x[-1]) for x in found if x]  # the message is logged more than once
 
 
 if __name__ == "__main__":

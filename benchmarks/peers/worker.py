@@ -84,7 +84,7 @@ class Compiled(Protocol):
         """Log density of the unconstrained parameters, in the order of :class:`Problem`."""
         ...
 
-    def sample(self, draws: int, thin: int) -> Sampled:
+    def sample(self, draws: int, thin: int, seed: int) -> Sampled:
         """Sample ``draws`` a chain after the default warm-up, and keep every ``thin``-th."""
         ...
 
@@ -103,6 +103,7 @@ def main(compile_model: Callable[[Problem], Compiled], packages: tuple[str, ...]
     parser.add_argument("result", type=Path)
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--thin", type=int, default=1)
+    parser.add_argument("--sampler-seed", type=int, default=1)
     arguments = parser.parse_args()
     problem = Problem.load(arguments.problem)
     clock = [time.perf_counter()]
@@ -117,7 +118,7 @@ def main(compile_model: Callable[[Problem], Compiled], packages: tuple[str, ...]
         print(f"another log density: relative error {error:.1e}, at most {TOLERANCE:.0e}", file=sys.stderr)
         sys.exit(UNEQUAL)
     clock.append(time.perf_counter())
-    sampled = model.sample(arguments.draws, arguments.thin)
+    sampled = model.sample(arguments.draws, arguments.thin, arguments.sampler_seed)
     clock.append(time.perf_counter())
     facts = {
         "versions": {package: version(package) for package in packages},
