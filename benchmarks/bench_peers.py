@@ -30,7 +30,7 @@ from carkinetics.fit_result import RHAT_FAILED, convergence
 from peers.problem import SEEDS, make_problem, peers_model
 from peers.worker import ABSENT
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 PEERS = ("carkinetics", "stan", "pymc")
 MEANS_WITHIN = 4.0  # Monte Carlo standard errors of the difference
 SDS_WITHIN = 0.15
@@ -48,8 +48,9 @@ class Bench:
         """Run one worker on ``problem.npz``; its facts and draws, or why there are none."""
         result = self.folder / f"{name}.npz"
         cache = self.folder / f"cache-{peer}"
+        inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
         environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": os.pathsep.join([str(HERE), *(str(Path(x).resolve()) for x in inherited if x)]),
             "XDG_CACHE_HOME": str(cache),
             "CARKINETICS_CACHE": str(cache / "jax"),
             "PYTENSOR_FLAGS": f"base_compiledir={cache / 'pytensor'}",
@@ -57,7 +58,8 @@ class Bench:
         }
         python = sys.executable if peer == "carkinetics" else self.python
         command = [python, "-m", f"peers.{peer}_worker", str(self.folder / "problem.npz"), str(result), *options]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        # In the folder, since Stan's compiler leaves its object files where it is called from.
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
             return {"absent" if done.returncode == ABSENT else "failed": last}
