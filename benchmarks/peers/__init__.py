@@ -1,0 +1,1 @@
+"""One process per sampler: each worker reads the problem, compiles, checks its density, samples, and writes."""
