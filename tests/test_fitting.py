@@ -37,21 +37,26 @@ def test_another_seed_gives_other_draws_and_chains_differ(small_fit, small_trial
     assert not np.any(theta[0] == theta[1])
 
 
-def test_chains_run_side_by_side(small_fit):
-    """Chains in threads must overlap in time: compiled code has to leave the interpreter's lock."""
-    seen: dict[int, list[float]] = {}
-    block = jax.jit(lambda x: jax.lax.fori_loop(0, 200_000, lambda i, y: jax.numpy.sin(y) + 0.1, x))
-    block(jax.numpy.ones(400)).block_until_ready()
+def test_chains_run_side_by_side():
+    """Two threads of compiled code must take less time than one after the other: that is what chains rely on.
 
-    def work(i):
+    In sequence the ratio is 2 or more, however busy the machine is; side by side it is near 1 at least once.
+    """
+    block = jax.jit(lambda x: jax.lax.fori_loop(0, 60_000, lambda i, y: jax.numpy.sin(y) + 0.1, x))
+
+    def work(x):
+        block(x).block_until_ready()
+
+    def seconds(threads: int) -> float:
+        inputs = [jax.numpy.full(400, float(i)) for i in range(threads)]
         started = time.perf_counter()
-        block(jax.numpy.ones(400) * i).block_until_ready()
-        seen[i] = [started, time.perf_counter()]
+        running = [threading.Thread(target=work, args=(x,)) for x in inputs]
+        [t.start() for t in running]
+        [t.join() for t in running]
+        return time.perf_counter() - started
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(2)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert max(a for a, _ in seen.values()) < min(b for _, b in seen.values())
+    seconds(1)
+    assert min(seconds(2) / seconds(1) for _ in range(8)) < 1.7
 
 
 def test_global_settings_are_left_alone(small_fit):

@@ -169,8 +169,13 @@ def patient_terms(
     layout: Layout, obs: Observations, individual: Float[Array, "parameter subject"], sigma: Float[Array, " assay"]
 ) -> _Terms:
     """Each patient's log likelihood with its gradient and information in the individual parameters."""
-    predict = lambda x: ln_pred(layout, x, obs)  # noqa: E731
-    rows = lambda f: log_likelihood(f, sigma, obs)  # noqa: E731
+
+    def predict(x):
+        return ln_pred(layout, x, obs)
+
+    def rows(f):
+        return log_likelihood(f, sigma, obs)
+
     prediction = predict(individual)
     # A patient's parameters move only that patient's rows, so one tangent serves all patients at once.
     basis = jnp.eye(individual.shape[0])[:, :, None] * jnp.ones(obs.n_subjects)
