@@ -11,6 +11,7 @@ from jaxtyping import Float
 from carkinetics import solvers
 from carkinetics.fit_result import Fit
 from carkinetics.model import Model, nearest_or_raise
+from carkinetics.population import doses_of
 
 
 def gof(fit: Fit) -> pd.DataFrame:
@@ -80,10 +81,11 @@ def individual_curves(
     early = np.linspace(0.0, np.minimum(last, 40.0), points // 2)
     times = np.sort(np.concatenate([early, times]), axis=0)
     low, high = (1 - interval) / 2, (1 + interval) / 2
+    dose = doses_of(data)[place]
     tables = []
     for assay in model.assays:
-        curves = _ln_curves(model, assay.output, times, individual.values)
-        middle = _ln_curves(model, assay.output, times, np.repeat(typical.values[:, :, None], len(place), 2))
+        curves = _ln_curves(model, assay.output, times, dose, individual.values)
+        middle = _ln_curves(model, assay.output, times, dose, np.repeat(typical.values[:, :, None], len(place), 2))
         ipred, below, above = np.exp(np.quantile(curves, [0.5, low, high], axis=0))
         pred = np.exp(np.median(middle, axis=0))
         for j, subject in enumerate(chosen):
@@ -107,15 +109,14 @@ def _ln_curves(
     model: Model,
     output: str,
     times: Float[np.ndarray, "time subject"],
+    dose: Float[np.ndarray, " subject"],
     values: Float[np.ndarray, "parameter sample subject"],
 ) -> Float[np.ndarray, "sample time subject"]:
     """Natural log of an output for every draw of the natural-scale individual parameters."""
     with jax.enable_x64(True):
-        dose = jnp.full(times.shape[1], jnp.nan)
-
         grid = solvers.make_grid(model.structure, times)
 
         def one(draw):
-            return solvers.curves(model.structure, grid, dose, model.structure.parameters(*draw))[output]
+            return solvers.curves(model.structure, grid, jnp.asarray(dose), model.structure.parameters(*draw))[output]
 
         return np.asarray(jax.jit(jax.vmap(one, in_axes=1))(jnp.asarray(values, float)))

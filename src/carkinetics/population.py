@@ -112,7 +112,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
     ln_limit = np.where(kind == 3, ln_limit, ln_dv)
     ln_dv, ln_limit = np.maximum(ln_dv, ln_limit), np.minimum(ln_dv, ln_limit)
     flat, times, cell = _grid(subject, time, n, model.structure.closed_form)
-    arrays = (cell, subject, assay, ln_dv, ln_limit, _doses(data))
+    arrays = (cell, subject, assay, ln_dv, ln_limit, doses_of(data))
     with jax.enable_x64(True):
         cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
     return Observations(
@@ -144,7 +144,8 @@ def _grid(subject, time, n_subjects: int, may_be_flat: bool):
     return False, grid, row * n_subjects + subject
 
 
-def _doses(data: Dataset) -> Float[np.ndarray, " subject"]:
+def doses_of(data: Dataset) -> Float[np.ndarray, " subject"]:
+    """Every patient's total dose as recorded; NaN where there is no dose record."""
     doses = data.doses().groupby("ID")["AMT"].sum()
     return np.array([float(doses.get(i, np.nan)) for i in data.subjects])
 
