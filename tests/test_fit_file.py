@@ -9,6 +9,7 @@ import xarray as xr
 import carkinetics.fit_file as fit_file
 from carkinetics.errors import FitError
 from carkinetics.fit_file import load_fit
+from carkinetics.fit_tree import SCHEMA
 
 
 def test_everything_comes_back(small_fit, tmp_path):
@@ -92,8 +93,8 @@ def test_another_netcdf_file_is_refused(tmp_path):
 def test_another_schema_is_refused(small_fit, tmp_path, monkeypatch):
     """A file of a later version is refused with both versions, not misread."""
     path = small_fit.save(tmp_path / "fit.nc")
-    monkeypatch.setattr(fit_file, "SCHEMA", 2)
-    with pytest.raises(FitError, match="schema 1, this version reads 2"):
+    monkeypatch.setattr(fit_file, "SCHEMA", SCHEMA + 1)
+    with pytest.raises(FitError, match=f"schema {SCHEMA}, this version reads {SCHEMA + 1}"):
         load_fit(path)
 
 

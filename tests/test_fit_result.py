@@ -67,6 +67,16 @@ def test_divergences_and_interruption_are_said(small_fit):
     assert "divergent" in str(spoiled(small_fit, diverging=True).check())
     assert spoiled(small_fit, diverging=True).check().status == "failed"
     assert "interrupted" in str(spoiled(small_fit, complete=0).check())
+    lost = spoiled(small_fit, solver_unsolved='{"V03": 2, "V11": 1}', solver_draws=8).check()
+    assert (
+        "reference solver failed at posterior draws, unchecked there: patients V03 (2 of 8) and V11 (1 of 8)."
+        in str(lost)
+    )
+    assert lost.numbers["solver_unsolved"] == 3
+    assert "not finite at posterior draws: patient V02 (1 of 8)" in str(
+        spoiled(small_fit, solver_failed='{"V02": 1}', solver_draws=8).check()
+    )
+    assert "finite" not in str(small_fit.check())
     assert "tree depth" in str(spoiled(small_fit, reached_max_treedepth=True).check())
 
 

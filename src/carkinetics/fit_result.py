@@ -13,6 +13,7 @@ import xarray as xr
 from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
+from carkinetics.findings import listed
 from carkinetics.model import Model, iiv_cv_pct
 
 # The gates: a fit that passes none of the thresholds below is never shown as converged.
@@ -132,7 +133,9 @@ class Fit:
             "ebfmi": _ebfmi(stats["energy"].values),
             "solver_error": float(self.tree.attrs["solver_error"]),
             "solver_subject": str(self.tree.attrs["solver_error_subject"]),
-            "solver_unsolved": float(self.tree.attrs["solver_unsolved"]),
+            **_counted("solver_failed", self.tree.attrs, "solver_draws"),
+            **_counted("solver_unsolved", self.tree.attrs, "solver_draws"),
+            **_counted("around_failed", self.tree.attrs, "around_places"),
             "sigma": float(self.tree["posterior"].to_dataset()["sigma"].mean(("chain", "draw")).min()),
         }
 
@@ -141,6 +144,13 @@ class Fit:
         from carkinetics.fit_file import write_fit
 
         return write_fit(self, Path(path))
+
+
+def _counted(name: str, attributes: dict, of: str) -> dict[str, float | str]:
+    """How many failures were counted, and in which patients, as ``patient V07 (3 of 8)``."""
+    counts = json.loads(attributes[name])
+    who = listed(f"{i} ({k} of {attributes[of]})" for i, k in counts.items())
+    return {name: float(sum(counts.values())), f"{name}_patients": f"patient{'s' if len(counts) > 1 else ''} {who}"}
 
 
 def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
@@ -153,11 +163,18 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     yield text, n["ess_tail"] < ESS_MIN, n["ess_tail"] < ESS_FAILED
     text = f"{n['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept."
     yield text, n["divergences"] > 0, n["divergences"] > DIVERGENT_FAILED * n["draws"]
+    text = (
+        "Near divergent transitions a density or its gradient is not finite, in places looked at: "
+        f"{n['around_failed_patients']}. Tighten what the priors allow there: see carkinetics.stress_test."
+    )
+    yield text, n["around_failed"] > 0, False
     yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
     limit = SOLVER_SHARE * n["sigma"]
     text = f"Solver error {n['solver_error']:.3f} in ln level (patient {n['solver_subject']}): set Settings(refine=2)."
     yield text, n["solver_error"] > limit, n["solver_error"] > n["sigma"]
-    text = f"The reference solver failed on {n['solver_unsolved']:.0f} patient-draws: the grid was not checked there."
+    text = f"The curve is not finite at posterior draws: {n['solver_failed_patients']}."
+    yield text, n["solver_failed"] > 0, False
+    text = f"The reference solver failed at posterior draws, unchecked there: {n['solver_unsolved_patients']}."
     yield text, n["solver_unsolved"] > 0, False
     yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
 

@@ -14,19 +14,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
+from jaxtyping import Int
 
 from carkinetics.dataset import Dataset
+from carkinetics.inference.failures import Around
 from carkinetics.inference.solver_check import SolverError
 from carkinetics.model import Model
 from carkinetics.population import (
     Layout,
     Observations,
-    distribution,
     individual_parameters,
     ln_pred,
     log_likelihood,
     make_layout,
     natural,
+    prior_phi,
     row_order,
     split_phi,
 )
@@ -35,12 +37,14 @@ from carkinetics.transforms import TRANSFORMS
 if TYPE_CHECKING:
     from carkinetics.fitting import Run
 
-SCHEMA = 1  # of the fit file
+SCHEMA = 2  # of the fit file
 PRIOR_DRAWS = 2000
 _BATCH = 500  # draws whose predictions are computed at once
 
 
-def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run", solver: SolverError) -> xr.DataTree:
+def build_tree(
+    model: Model, data: Dataset, obs: Observations, run: "Run", solver: SolverError, around: Around
+) -> xr.DataTree:
     """The tree of a fit.
 
     Groups and dimensions: ``posterior`` (``tv``, ``theta``, ``omega`` by parameter, ``sigma`` by assay,
@@ -60,11 +64,12 @@ def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run", solve
     sigma = posterior["sigma"][..., data.assay] if len(layout.assays) > 1 else posterior["sigma"]
     replicate = per_draw["ipred"] * np.exp(sigma * key.standard_normal(per_draw["ipred"].shape))
     posterior |= {k: per_draw[k] for k in ("eta", "individual", "ipred", "pred")}
+    prior = prior_phi(model, jax.random.fold_in(jax.random.key(run.seed), 2), PRIOR_DRAWS)
     coords = _coords(model, data)
     tree = xr.DataTree.from_dict(
         {
             "posterior": _group(posterior, coords),
-            "prior": _group(_population(layout, _prior_draws(model, run.seed)), coords),
+            "prior": _group(_population(layout, np.asarray(prior)[None]), coords),
             "posterior_predictive": _group({"dv": replicate.astype(np.float32)}, coords),
             "log_likelihood": _group({"dv": per_draw["log_likelihood"]}, coords),
             "sample_stats": _group(_stats(run), coords),
@@ -77,9 +82,19 @@ def build_tree(model: Model, data: Dataset, obs: Observations, run: "Run", solve
     tree.attrs = _attributes(model, data, run) | {
         "solver_error": solver.largest,
         "solver_error_subject": data.subjects[solver.subject],
-        "solver_unsolved": solver.unsolved,
+        "solver_draws": solver.draws,
+        "solver_failed": _by_patient(data, solver.failed),
+        "solver_unsolved": _by_patient(data, solver.unsolved),
+        "around_places": around.places,
+        "around_failed": _by_patient(data, around.failed),
     }
     return tree
+
+
+def _by_patient(data: Dataset, counts: Int[np.ndarray, " subject"]) -> str:
+    """Counts above 0 by patient, the largest first, as JSON."""
+    hit = [i for i in np.argsort(-counts, kind="stable") if counts[i]]
+    return json.dumps({data.subjects[i]: int(counts[i]) for i in hit})
 
 
 def _coords(model: Model, data: Dataset) -> dict[str, list[str]]:
@@ -148,19 +163,6 @@ def _per_draw(layout: Layout, obs: Observations, phi: np.ndarray, z: np.ndarray)
     parts = [batch(phi[i : i + _BATCH], z[i : i + _BATCH]) for i in range(0, len(phi), _BATCH)]
     joined = {k: np.concatenate([np.asarray(p[k]) for p in parts])[: chains * draws] for k in parts[0]}
     return {k: v.reshape(chains, draws, *v.shape[1:]) for k, v in joined.items()}
-
-
-def _prior_draws(model: Model, seed: int) -> np.ndarray:
-    """``phi`` drawn from the prior, shape (1, draw, phi)."""
-    layout = make_layout(model)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), 2), layout.n_phi)
-    priors = [model.parameters[i].prior for i in layout.estimated]
-    scales = [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
-    columns = [distribution(p).sample(k, (PRIOR_DRAWS,)) for p, k in zip(priors, keys, strict=False)]
-    columns += [
-        jnp.log(distribution(p).sample(k, (PRIOR_DRAWS,))) for p, k in zip(scales, keys[len(priors) :], strict=True)
-    ]
-    return np.asarray(jnp.stack(columns, axis=-1))[None]
 
 
 def _stats(run: "Run") -> dict[str, np.ndarray]:

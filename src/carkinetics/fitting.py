@@ -17,15 +17,17 @@ import numpy as np
 
 from carkinetics.dataset import Dataset
 from carkinetics.errors import FitError, FitWarning
+from carkinetics.findings import listed
 from carkinetics.fit_result import Fit, gate_failures
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.cache import use_compile_cache
 from carkinetics.inference.checkpoint import Checkpoint, opened
 from carkinetics.inference.coordinates import Point, Transport, no_transport, transport
+from carkinetics.inference.failures import around_divergences, failures
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.identity import identity
 from carkinetics.inference.laplace import Start, find_modes, widen
-from carkinetics.inference.nuts import BLOCK, Block, Chain, Sampler, Settings, run_chains
+from carkinetics.inference.nuts import BLOCK, Block, Chain, NoStart, Sampler, Settings, run_chains
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
 from carkinetics.model import Model
@@ -100,7 +102,8 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
                 run = Run(over[0], seed, settings, **over[1])
             with stage("checking the solver", show=progress):
                 solver = solver_error(model, obs, run.blocks)
-            return Fit(model=model, data=data, tree=build_tree(model, data, obs, run, solver))
+                around = around_divergences(model, obs, run.blocks, seed=seed)
+            return Fit(model=model, data=data, tree=build_tree(model, data, obs, run, solver, around))
 
 
 class Run(NamedTuple):
@@ -128,7 +131,11 @@ def _run(
     clock.append(time.perf_counter())
     keys = jax.random.split(jax.random.key(seed), chains)
     states = [Chain(c, sampler, key, find.obs) for c, key in enumerate(keys)]
-    complete = _sample(states, find, coordinates, notes, kept, show=show)
+    try:
+        complete = _sample(states, find, coordinates, notes, kept, show=show)
+    except NoStart as error:
+        who = find.at_fault(data, *_centre(find.model, coordinates))
+        raise FitError(f"{error}{who}") from error
     clock.append(time.perf_counter())
     seconds: dict[str, float] = dict(zip(("start", "compile", "sampling"), np.diff(clock).tolist(), strict=True))
     if kept.earlier:
@@ -170,11 +177,20 @@ class Finder:
         start, found = self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
         if not _finite(found):
             note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower."
+            note += self.at_fault(data, phi, z)
             warnings.warn(note, FitWarning, stacklevel=3)
             return no_transport(self.model, self.obs, phi), [note]
         lost = [data.subjects[i] for i in np.flatnonzero(np.asarray(start.decrement) > 0.5)]
         notes = [f"No Gaussian start for patient(s) {', '.join(lost)}: they slow the sampler."] if lost else []
         return found, notes
+
+    def at_fault(self, data: Dataset, phi, z) -> str:
+        """A sentence that names the patients without a finite density at a start; empty if there are none."""
+        found = jax.jit(lambda obs, phi, z: failures(self.model, obs, phi, z))(self.obs, phi, z)
+        lost = np.flatnonzero(found.density)
+        what = "curve" if np.asarray(found.solve)[lost].all() else "density"
+        who = listed(data.subjects[i] for i in lost)
+        return f" At the start, the {what} of patient(s) {who} is not finite." if len(lost) else ""
 
     def recentred(self, old: Transport, draws: list[Block]) -> Transport:
         """Coordinates around where the pilot's draws lie; the old ones where that fails.
@@ -221,9 +237,14 @@ def _sample(
     return complete
 
 
+def _centre(model: Model, coordinates: Transport):
+    """Where a chain's pilot begins: ``phi`` and ``z`` in the middle of the coordinates."""
+    layout = make_layout(model)
+    return coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))[:2]
+
+
 def _begin_pilot(states: list[Chain], coordinates: Transport) -> None:
-    layout = make_layout(states[0].sampler.model)
-    phi, z, _ = coordinates(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(coordinates.shift[0])))
+    phi, z = _centre(states[0].sampler.model, coordinates)
     for chain in states:
         chain.begin(coordinates, phi, z, jitter=1.0)
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 from numpyro.infer.util import log_density
 
 from carkinetics import observation, solvers
@@ -258,6 +258,13 @@ def log_likelihood(
 ) -> Float[Array, " obs"]:
     """Log likelihood of every row: a density where it is quantified, a probability where it is censored."""
     s = jnp.full(obs.n_obs, sigma[0]) if sigma.shape[0] == 1 else sigma[obs.assay]
+    return log_likelihood_of_rows(ln_prediction, s, obs)
+
+
+def log_likelihood_of_rows(
+    ln_prediction: Float[Array, " obs"], s: Float[Array, " obs"], obs: Observations
+) -> Float[Array, " obs"]:
+    """:func:`log_likelihood` with a residual SD ``s`` of every row's own."""
     ends = np.cumsum(obs.rows)
     quantified, below, above, between = (slice(e - n, e) for e, n in zip(ends, obs.rows, strict=True))
     f, y, lower = ln_prediction, obs.ln_dv, obs.ln_limit
@@ -306,3 +313,14 @@ def log_prior_phi(model: Model, phi: Float[Array, " phi"]) -> Float[Array, " phi
     terms = [distribution(p).log_prob(x) for p, x in zip(priors, phi, strict=False)]
     terms += [distribution(p).log_prob(jnp.exp(x)) + x for p, x in zip(scales, phi[len(priors) :], strict=True)]
     return jnp.stack(terms)
+
+
+def prior_phi(model: Model, key: PRNGKeyArray, draws: int) -> Float[Array, "draw phi"]:
+    """``phi`` drawn from the prior."""
+    layout = make_layout(model)
+    keys = jax.random.split(key, layout.n_phi)
+    priors = [model.parameters[i].prior for i in layout.estimated]
+    scales = [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
+    columns = [distribution(p).sample(k, (draws,)) for p, k in zip(priors, keys, strict=False)]
+    columns += [jnp.log(distribution(p).sample(k, (draws,))) for p, k in zip(scales, keys[len(priors) :], strict=True)]
+    return jnp.stack(columns, axis=-1)

@@ -25,7 +25,7 @@ GRADES = ((14.0, 1.0), (28.0, 1.5), (60.0, 3.0), (math.inf, 7.0))
 # A step's ends are looked at from just inside it: a rate that jumps there belongs to one side only.
 _INSIDE = 1e-9
 _STIFF_TOLERANCE = 1e-6
-_MAX_STEPS = 20_000
+MAX_STEPS = 20_000
 
 
 class Grid(eqx.Module):
@@ -149,7 +149,7 @@ def _implicit(structure: AbstractStructure, time, dose, p) -> dict[str, Float[Ar
     """An implicit adaptive solver, patient by patient; a failed solve is not finite, and so rejected."""
 
     def one(time, dose, p):
-        return _adaptive(structure, time, dose, p, solver=diffrax.Kvaerno5(), tol=_STIFF_TOLERANCE)
+        return _adaptive(structure, time, dose, p, solver=diffrax.Kvaerno5(), tol=_STIFF_TOLERANCE)[0]
 
     return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(time, dose, p)
 
@@ -161,11 +161,24 @@ def reference_curve(
 
     ``time`` (day) must be increasing and start at 0 or later. Every breakpoint is stepped onto.
     """
+    return reference_solve(structure, time, dose, p, tol=tol)[0]
+
+
+def reference_solve(
+    structure: AbstractStructure,
+    time: Float[Array, " time"],
+    dose: Float[Array, ""],
+    p: tuple,
+    *,
+    tol: float = 1e-10,
+    max_steps: int = MAX_STEPS,
+) -> tuple[dict[str, Float[Array, " time"]], Int[Array, ""]]:
+    """:func:`reference_curve` and the steps that it took; NaN where ``max_steps`` were not enough."""
     solver = diffrax.Kvaerno5() if structure.stiff else diffrax.Dopri8()
-    return _adaptive(structure, time, dose, p, solver=solver, tol=tol)
+    return _adaptive(structure, time, dose, p, solver=solver, tol=tol, max_steps=max_steps)
 
 
-def _adaptive(structure: AbstractStructure, time, dose, p, *, solver: Any, tol: float):
+def _adaptive(structure: AbstractStructure, time, dose, p, *, solver: Any, tol: float, max_steps: int = MAX_STEPS):
     breakpoints = structure.breakpoints(p)
     controller = diffrax.PIDController(rtol=tol, atol=tol * 1e-3)
     if breakpoints:
@@ -181,9 +194,9 @@ def _adaptive(structure: AbstractStructure, time, dose, p, *, solver: Any, tol: 
         y0=structure.to_coordinates(structure.initial(dose, p), p),
         saveat=diffrax.SaveAt(ts=time),
         stepsize_controller=controller,
-        max_steps=_MAX_STEPS,
+        max_steps=max_steps,
         throw=False,
     )
     failed = solution.result != diffrax.RESULTS.successful
     ln = jax.vmap(lambda u: structure.output(structure.from_coordinates(u, p), p))(solution.ys)
-    return jax.tree.map(lambda x: jnp.where(failed, jnp.nan, x), ln)
+    return jax.tree.map(lambda x: jnp.where(failed, jnp.nan, x), ln), jnp.asarray(solution.stats["num_steps"])

@@ -71,6 +71,10 @@ class Settings:
             raise FitError(f"settings: max_draws = {self.max_draws} is below draws = {self.draws}.")
 
 
+class NoStart(FitError):
+    """A chain found no starting point with a finite density."""
+
+
 class Block(NamedTuple):
     """What a block of iterations leaves behind; the leading axis is the draw."""
 
@@ -165,7 +169,7 @@ class Chain:
             if np.isfinite(float(self.state.potential_energy)):
                 return
             jitter /= 2
-        raise FitError(
+        raise NoStart(
             "no starting point with a finite density in 20 attempts. Look at the data for values far outside "
             "what the priors allow, or widen the priors (model.with_priors)."
         )

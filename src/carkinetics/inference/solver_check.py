@@ -1,58 +1,106 @@
-"""How far the fixed grid is from the ODE, where the posterior is: asked after a fit, answered by the reference."""
+"""How far the solver's curves are from the ODE: asked where the posterior is, answered by the reference solver."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics import solvers
 from carkinetics.inference.nuts import Block
 from carkinetics.model import Model
-from carkinetics.population import Observations, individual_parameters, make_layout, natural, split_phi
+from carkinetics.population import (
+    Layout,
+    Observations,
+    individual_parameters,
+    make_layout,
+    natural,
+    split_phi,
+)
 
 DRAWS = 8  # posterior draws that are solved again, of every patient
+TOLERANCE = 1e-8  # of the reference
+
+
+class Distance(NamedTuple):
+    """The solver's curves beside the reference's, by patient, at the samples' times.
+
+    Attributes
+    ----------
+    ln_level : Float[" subject"]
+        The largest difference of ln level where both are finite.
+    failed, unsolved : Bool[" subject"]
+        The solver's curve is not finite; the reference's is not.
+    steps : Int[" subject"]
+        Steps that the reference took.
+    """
+
+    ln_level: Float[Array, " subject"]
+    failed: Bool[Array, " subject"]
+    unsolved: Bool[Array, " subject"]
+    steps: Int[Array, " subject"]
+
+
+def distance(
+    layout: Layout, obs: Observations, individual: Float[Array, "parameter subject"], *, max_steps: int
+) -> Distance:
+    """Solve every patient by both solvers, from transformed individual parameters."""
+    structure, p = layout.structure, natural(layout, individual)
+    names = sorted(set(layout.outputs))
+
+    def reference(time, dose, p):
+        return solvers.reference_solve(structure, time, dose, p, tol=TOLERANCE, max_steps=max_steps)
+
+    exact, steps = jax.vmap(reference, in_axes=(1, 0, 0), out_axes=(1, 0))(obs.grid.time, obs.dose, p)
+    ours = solvers.curves(structure, obs.grid, obs.dose, p)
+    ours, exact = (jnp.concatenate([curve[name] for name in names]) for curve in (ours, exact))
+    both = jnp.isfinite(ours) & jnp.isfinite(exact)
+    return Distance(
+        ln_level=jnp.where(both, jnp.abs(ours - exact), 0.0).max(axis=0),
+        failed=~jnp.isfinite(ours).all(axis=0),
+        unsolved=~jnp.isfinite(exact).all(axis=0),
+        steps=steps,
+    )
 
 
 class SolverError(NamedTuple):
-    """The largest difference of ln level over patients, samples and draws, and what could not be compared.
+    """How far the solver is from the ODE over the posterior draws that were solved again.
 
     Attributes
     ----------
     largest : float
-        0 where the structure has a closed form.
+        Difference of ln level; 0 where the structure has a closed form.
     subject : int
         The patient in whom it is largest.
-    unsolved : int
-        Patient-draws that the reference could not solve.
+    failed, unsolved : Int[" subject"]
+        Draws in which the solver's curve was not finite; in which the reference's was not.
+    draws : int
+        Draws that were solved again.
     """
 
     largest: float
     subject: int
-    unsolved: int
+    failed: Int[np.ndarray, " subject"]
+    unsolved: Int[np.ndarray, " subject"]
+    draws: int
 
 
 def solver_error(model: Model, obs: Observations, blocks: list[Block]) -> SolverError:
     """Solve posterior draws again with the reference solver, and compare at the samples' times."""
     layout, structure = make_layout(model), model.structure
     if structure.closed_form or structure.stiff:  # evaluated, or solved by the reference's own kind
-        return SolverError(0.0, 0, 0)
+        none = np.zeros(obs.n_subjects, int)
+        return SolverError(0.0, 0, none, none, 0)
     phi, z = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("phi", "z"))
     chosen = np.linspace(0, len(phi) - 1, DRAWS).astype(int)
 
-    def both(phi, z):
+    def one(obs, phi, z):
         theta, omega, _ = split_phi(layout, phi)
-        p = natural(layout, individual_parameters(layout, theta, omega, z))
-        ours = solvers.curves(structure, obs.grid, obs.dose, p)
-        exact = jax.vmap(
-            lambda time, dose, p: solvers.reference_curve(structure, time, dose, p, tol=1e-8),
-            in_axes=(1, 0, 0),
-            out_axes=1,
-        )(obs.grid.time, obs.dose, p)
-        return jnp.stack([ours[name] - exact[name] for name in sorted(set(layout.outputs))])
+        return distance(layout, obs, individual_parameters(layout, theta, omega, z), max_steps=solvers.MAX_STEPS)
 
-    compare = jax.jit(both)
-    difference = np.stack([np.abs(compare(jnp.asarray(phi[i]), jnp.asarray(z[i]))) for i in chosen])
-    largest = difference.max(axis=(0, 1, 2), where=np.isfinite(difference), initial=0.0)  # by patient
-    unsolved = int((~np.isfinite(difference)).any(axis=(1, 2)).sum())
-    return SolverError(float(largest.max()), int(largest.argmax()), unsolved)
+    run = jax.jit(lambda obs, phi, z: jax.lax.map(lambda at: one(obs, *at), (phi, z)))
+    found = jax.tree.map(np.asarray, run(obs, jnp.asarray(phi[chosen]), jnp.asarray(z[chosen])))
+    largest = found.ln_level.max(axis=0)
+    failed, unsolved = found.failed.sum(axis=0), found.unsolved.sum(axis=0)
+    return SolverError(float(largest.max()), int(largest.argmax()), failed, unsolved, DRAWS)
