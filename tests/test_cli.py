@@ -68,6 +68,8 @@ def test_check_a_table_and_a_model(tmp_path, capsys, small_trial):
     small_trial.table.to_csv(path, index=False)
     assert cli.main(["check", str(path)]) == 0
     assert "12 subjects" in capsys.readouterr().out
+    assert cli.main(["check", str(path), "--model", "stein_2019_tisagenlecleucel"]) == 0
+    assert "non-finite gradient: 0 % of draws" in capsys.readouterr().out
     model = Path(__file__).parents[1] / "models" / "stein_2019_tisagenlecleucel.toml"
     assert cli.main(["check", str(model)]) == 0
     wrong = tmp_path / "wrong.toml"

@@ -19,7 +19,7 @@ LAYERS = (
     "structures structures.*",
     "model model_files tables findings values checks dataset",
     "observation population",
-    "inference inference.* fit_tree fit_result fit_file fitting simulation model_checks",
+    "inference inference.* fit_tree fit_result fit_file fitting simulation stress model_checks",
     "diagnostics",
     "plots outputs",
     "demo config cli __main__",

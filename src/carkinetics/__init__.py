@@ -25,6 +25,7 @@ _HOME = {
     "ReadOptions": "dataset",
     "Settings": "inference.nuts",
     "Simulation": "simulation",
+    "StressTest": "stress",
     "fit": "fitting",
     "gof": "diagnostics",
     "list_models": "model_files",
@@ -34,6 +35,7 @@ _HOME = {
     "read_dataset": "dataset",
     "run_checks": "model_checks",
     "simulate": "simulation",
+    "stress_test": "stress",
 }
 
 if TYPE_CHECKING:
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from carkinetics.simulation import Cohort as Cohort
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
+    from carkinetics.stress import StressTest as StressTest
+    from carkinetics.stress import stress_test as stress_test
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

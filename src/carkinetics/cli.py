@@ -55,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
 
     check = verbs.add_parser("check", help="check a model file (.toml) or a table, without fitting")
     check.add_argument("file", type=Path)
+    check.add_argument("--model", help="also try this model on the table's patients, at draws from its priors")
+    check.add_argument("--seed", type=int, default=1, help="of these draws")
     _table_options(check)
     check.set_defaults(run=_check)
 
@@ -160,6 +162,11 @@ def _check(arguments: argparse.Namespace) -> None:
     data = _read(arguments)
     print(f"{data!r}\n{data.report}")
     _print_table(data.summary())
+    if arguments.model is not None:
+        from carkinetics.model_files import load_model
+        from carkinetics.stress import stress_test
+
+        print(f"\n{stress_test(load_model(arguments.model), data, seed=arguments.seed)!r}")
 
 
 def _read(arguments: argparse.Namespace):

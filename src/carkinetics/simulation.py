@@ -138,9 +138,14 @@ def _refuse(cohort: Cohort, seed: int) -> np.ndarray:
         low, high = getattr(cohort, name)
         if not 0 < low <= high < np.inf:
             raise ModelError(f"cohort: {name} = ({low:g}, {high:g}) must be a range above 0, the lower end first.")
+    refuse_seed(seed)
+    return times
+
+
+def refuse_seed(seed: int) -> None:
+    """Refuse a seed that is not a whole number from 0 to 2**32 - 1."""
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
         raise ModelError(f"seed = {seed!r} must be a whole number from 0 to 2**32 - 1.")
-    return times
 
 
 def truth_of(model: Model) -> dict[str, float]:
