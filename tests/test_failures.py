@@ -150,6 +150,16 @@ def test_a_solver_that_fails_where_the_reference_does_not(data):
     np.testing.assert_array_equal(found.unsolved, 0)
 
 
+def test_a_solver_that_fails_late_has_failed(data):
+    """1e8 per day multiplies a day by 4e30: beyond any float after ten days, and not at the first samples."""
+    block = draws(DRAWS)
+    block = block._replace(z=np.zeros_like(block.z), phi=np.tile(np.log([1e6, 0.3, 0.5]), (DRAWS, 1)))
+    with jax.enable_x64(True):
+        problem = model(TooFast(np.inf))
+        found = solver_error(problem, make_observations(problem, data), [block])
+    assert found.failed[2] == DRAWS
+
+
 def test_around_divergences_only_the_patient_at_the_edge_is_named(data):
     """Draws that stay where k is allowed, as a chain's do: the edge is found beside them."""
     block, limit = draws(400), 0.25e8
