@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from carkinetics import solvers
+from carkinetics.inference.approximation import Draws
 from carkinetics.inference.nuts import Block
 from carkinetics.model import Model
 from carkinetics.population import Observations, individual_parameters, make_layout, natural, split_phi
@@ -32,7 +33,7 @@ class SolverError(NamedTuple):
     unsolved: int
 
 
-def solver_error(model: Model, obs: Observations, blocks: list[Block]) -> SolverError:
+def solver_error(model: Model, obs: Observations, blocks: list[Block] | list[Draws]) -> SolverError:
     """Solve posterior draws again with the reference solver, and compare at the samples' times."""
     layout, structure = make_layout(model), model.structure
     if structure.closed_form or structure.stiff:  # evaluated, or solved by the reference's own kind
