@@ -127,13 +127,13 @@ def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug", label: str
     values = gof[["DV", "PRED", "IPRED"]].to_numpy()
     floor = gof["DV"].min() / 30
     limits = (floor, values.max() * 2)
-    for ax, name, label in zip(axes, ("PRED", "IPRED"), ("typical prediction", "individual prediction"), strict=True):
+    for ax, name, kind in zip(axes, ("PRED", "IPRED"), ("typical prediction", "individual prediction"), strict=True):
         ax.plot(limits, limits, color=GREY, lw=1)
         # Predictions far below any limit tell no more than one at the edge of the panel.
         x = gof[name].clip(lower=floor * 1.15).to_numpy()
         _samples(ax, x, gof["DV"].to_numpy(), gof["CENS"].to_numpy())
         ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
-        ax.set_xlabel(f"{name}, {label} ({unit})", fontsize=8)
+        ax.set_xlabel(f"{name}, {kind} ({unit})", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"observed ({unit})", fontsize=8)
