@@ -65,7 +65,7 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
     method : {"nuts", "laplace"}
         NUTS in transported coordinates; or the Gaussian nearest to the posterior, in seconds: a quick look while
         a model is built, marked as an approximation wherever it is shown. It has no chains and no checkpoint, and
-        its table does not depend on the seed, which is that of the draws from the Gaussian.
+        its estimates and intervals do not depend on the seed, which is that of the draws from the Gaussian.
     chains : int
         Run in parallel, one thread each.
     settings : Settings
