@@ -65,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--model", default="stein_2019_tisagenlecleucel", help="published name, or a .toml file")
     fit.add_argument("--out", type=Path, default=Path("carkinetics-fit"), help="folder for the results")
     fit.add_argument("--seed", type=int, default=1)
+    fit.add_argument("--method", choices=("nuts", "laplace"), default="nuts", help="laplace: approximate, in seconds")
     fit.add_argument("--max-draws", type=int, help="draws per chain at most, while the fit has not converged")
     fit.add_argument("--checkpoint", type=Path, metavar="DIR", help="go on from here after an interruption")
     _table_options(fit)
@@ -119,7 +120,14 @@ def _fit(arguments: argparse.Namespace) -> None:
     print(f"{data!r}\n{model.name}: {model.label}\n", flush=True)
     limit = arguments.max_draws
     settings = Settings() if limit is None else Settings(draws=min(limit, Settings().draws), max_draws=limit)
-    result = fit(model, data, seed=arguments.seed, settings=settings, checkpoint=arguments.checkpoint)
+    result = fit(
+        model,
+        data,
+        seed=arguments.seed,
+        method=arguments.method,
+        settings=settings,
+        checkpoint=arguments.checkpoint,
+    )
     _print_table(result.parameters())
     _finish(result, arguments.out, started)
 

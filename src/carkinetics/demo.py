@@ -41,5 +41,6 @@ def against_truth(result: Fit, truth: dict[str, float]) -> pd.DataFrame:
             true_cv = float(iiv_cv_pct(truth[f"omega {name}"]))
             out |= {"IIV truth": true_cv, "IIV CV %": row["IIV CV %"], "shrinkage %": row["shrinkage %"]}
             inside.append(bool(row["IIV 2.5 %"] <= true_cv <= row["IIV 97.5 %"]))
-        rows.append(out | {"in 95 %": "/".join("yes" if i else "no" for i in inside)} | row[["R-hat", "ESS"]].to_dict())
+        rows.append(out | {"in 95 %": "/".join("yes" if i else "no" for i in inside)})
+        rows[-1] |= row.reindex([c for c in ("R-hat", "ESS", "method") if c in row]).to_dict()
     return pd.DataFrame(rows).set_index("parameter")

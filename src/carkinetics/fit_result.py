@@ -2,11 +2,13 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
@@ -14,7 +16,11 @@ from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
 from carkinetics.findings import listed
+from carkinetics.inference.laplace import OMEGA_BOUNDS
 from carkinetics.model import Model, iiv_cv_pct
+from carkinetics.transforms import TRANSFORMS
+
+Draws = Float[np.ndarray, "chain draw"]  # of one number
 
 # The gates: a fit that passes none of the thresholds below is never shown as converged.
 RHAT_MAX = 1.01
@@ -25,8 +31,12 @@ SOLVER_SHARE = 0.05  # of the residual SD: the solver may be off by that much in
 RHAT_FAILED = 1.05
 ESS_FAILED = 100
 DIVERGENT_FAILED = 0.01  # share of transitions
+# Of a Laplace approximation: how far its search still moved in the last round, in posterior SDs.
+MOVE_MAX = 0.1
+MOVE_FAILED = 0.5
 
 INTERVAL = (0.025, 0.975)  # equal-tailed 95 %
+_NORMAL_END = 1.959963984540054  # the SDs from the mean to either end of that interval of a Gaussian
 _TAIL = (0.05, 0.95)  # quantiles of which tail ESS is the smaller: Vehtari et al. 2021
 
 
@@ -36,29 +46,33 @@ class Check:
 
     Attributes
     ----------
-    status : {"ok", "warning", "failed"}
+    status : {"ok", "approximation", "warning", "failed"}
+        ``approximation`` is the best that a fit which was not sampled can be.
     reasons : tuple of str
         Why it is not ok, worst first; then what else is worth knowing about the run.
     numbers : dict
-        Largest R-hat, smallest bulk and tail ESS over population parameters, divergences, E-BFMI.
+        Largest R-hat, smallest bulk and tail ESS over population parameters, divergences, E-BFMI; of a Laplace
+        approximation ``last_move``.
     """
 
-    status: Literal["ok", "warning", "failed"]
+    status: Literal["ok", "approximation", "warning", "failed"]
     reasons: tuple[str, ...]
     numbers: dict[str, float]
 
     def __str__(self) -> str:
         n = self.numbers
         head = (
-            f"{self.status}: R-hat <= {n['rhat']:.3f}, bulk ESS >= {n['ess_bulk']:.0f}, "
+            f"{self.status}: a Laplace approximation, not sampled; its search moved by {n['last_move']:.2f} SD at last"
+            if "last_move" in n
+            else f"{self.status}: R-hat <= {n['rhat']:.3f}, bulk ESS >= {n['ess_bulk']:.0f}, "
             f"tail ESS >= {n['ess_tail']:.0f}, {n['divergences']:.0f} divergences in {n['draws']:.0f} draws"
         )
         return "\n".join([head, *(f"- {r}" for r in self.reasons)])
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Fit:
-    """A model, the data it was fitted to, and the draws.
+    """A model, the data it was fitted to, and the draws: of the posterior, or of a Gaussian approximation to it.
 
     Attributes
     ----------
@@ -70,6 +84,21 @@ class Fit:
     data: Dataset
     tree: xr.DataTree
 
+    @property
+    def method(self) -> str:
+        """``nuts``: the posterior was sampled. ``laplace``: it was approximated."""
+        return str(self.tree.attrs["method"])
+
+    @property
+    def label(self) -> str:
+        """What a table or figure of this fit has to say about how it was made; empty if the posterior was sampled."""
+        return "Laplace approximation, not sampled" if self.method == "laplace" else ""
+
+    def __repr__(self) -> str:
+        return f"Fit({self.model.name}, {self.data.n_subjects} subjects, method={self.method!r}" + (
+            f": {self.label})" if self.label else ")"
+        )
+
     def parameters(self) -> pd.DataFrame:
         """The parameter table, as in a paper.
 
@@ -78,26 +107,47 @@ class Fit:
         DataFrame
             One row per parameter, then per residual SD: ``TV`` (posterior mean of the typical value, natural
             scale; of sigma for a residual), ``RSE %``, ``2.5 %`` and ``97.5 %``, ``IIV CV %`` (log-normal;
-            else the SD), its interval, ``shrinkage %``, and the worse of R-hat and ESS over TV and omega.
+            else the SD), its interval, ``shrinkage %``, and the worse of R-hat and ESS over TV and omega. Of a
+            Laplace approximation ``TV`` and ``IIV CV %`` are the values at the Gaussian's centre, the intervals its
+            own, and in the place of R-hat and ESS the column ``method`` says so.
         """
         post = self.tree["posterior"].to_dataset()
         rows = []
         for p in self.model.parameters:
-            typical = post["tv"].sel(parameter=p.name).values
-            row = {"parameter": p.name, "unit": p.unit} | _location(typical)
+            typical, theta = (post[name].sel(parameter=p.name).values for name in ("tv", "theta"))
+            row = {"parameter": p.name, "unit": p.unit}
+            row |= self._location(typical, theta, partial(_natural, p.transform))
             draws = [] if p.fixed else [typical]
             if p.iiv:
                 omega = post["omega"].sel(parameter=p.name).values
-                spread = iiv_cv_pct(omega) if p.transform == "log" else omega
-                low, high = np.quantile(spread, INTERVAL)
-                row |= {"IIV CV %": float(np.median(spread)), "IIV 2.5 %": low, "IIV 97.5 %": high}
+                row |= self._variability(omega, iiv_cv_pct if p.transform == "log" else np.asarray)
                 row["shrinkage %"] = 100 * self._shrinkage(p.name)
                 draws.append(omega)
-            rows.append(row | _convergence(draws))
+            rows.append(row | self._made(draws))
         for a in self.model.assays:
             sigma = post["sigma"].sel(assay=a.name).values
-            rows.append({"parameter": f"sigma {a.name}", "unit": "ln"} | _location(sigma) | _convergence([sigma]))
+            row = {"parameter": f"sigma {a.name}", "unit": "ln"} | self._location(sigma, np.log(sigma), np.exp)
+            rows.append(row | self._made([sigma]))
         return pd.DataFrame(rows).set_index("parameter")
+
+    def _location(self, natural: Draws, transformed: Draws, to_natural: Callable) -> dict[str, float]:
+        if self.method == "laplace":
+            middle, low, high = _gaussian(transformed, to_natural)
+        else:
+            middle, (low, high) = float(natural.mean()), np.quantile(natural, INTERVAL)
+        rse = 100 * float(natural.std()) / abs(middle)
+        return {"TV": middle, "RSE %": rse, "2.5 %": float(low), "97.5 %": float(high)}
+
+    def _variability(self, omega: Draws, spread: Callable) -> dict[str, float]:
+        if self.method == "laplace":
+            middle, low, high = _gaussian(np.log(omega), lambda x: spread(np.exp(x)))
+        else:
+            middle, (low, high) = float(np.median(spread(omega))), np.quantile(spread(omega), INTERVAL)
+        return {"IIV CV %": middle, "IIV 2.5 %": low, "IIV 97.5 %": high}
+
+    def _made(self, draws: list[Draws]) -> dict:
+        """How well the draws represent the posterior, or that they are of an approximation."""
+        return {"method": self.label} if self.label else _convergence(draws)
 
     def _shrinkage(self, name: str) -> float:
         post = self.tree["posterior"].to_dataset()
@@ -106,16 +156,21 @@ class Fit:
 
     def check(self) -> Check:
         """Whether the fit can be trusted, and why not."""
-        numbers = self._numbers()
-        faults = list(_faults(numbers))
+        numbers = self._approximation() if self.method == "laplace" else self._numbers()
+        faults = list(_faults(numbers) if "rhat" in numbers else _faults_of_approximation(numbers))
         failed = [text for text, bad, wrong in faults if wrong]
         weak = [text for text, bad, wrong in faults if bad and not wrong]
         if not self.tree.attrs["complete"]:
             weak.insert(0, "The fit was interrupted: it is incomplete.")
         # How the start went is worth a word, and no reason to distrust draws that passed every gate.
         notes = json.loads(self.tree.attrs["notes"])
-        status = "failed" if failed else "warning" if weak else "ok"
+        status = "failed" if failed else "warning" if weak else "approximation" if self.label else "ok"
         return Check(status, (*failed, *weak, *notes), {k: v for k, v in numbers.items() if not isinstance(v, str)})
+
+    def _approximation(self) -> dict:
+        found = json.loads(self.tree.attrs["approximation"])
+        named = {k: ", ".join(found[k]) for k in ("lost", "at_bound")}
+        return {"last_move": found["last_move"]} | named | self._solver()
 
     def _numbers(self) -> dict:
         names, draws = population_draws(self)
@@ -131,6 +186,10 @@ class Fit:
             "draws": float(stats["diverging"].size),
             "deepest": float(stats["reached_max_treedepth"].sum()),
             "ebfmi": _ebfmi(stats["energy"].values),
+        } | self._solver()
+
+    def _solver(self) -> dict:
+        return {
             "solver_error": float(self.tree.attrs["solver_error"]),
             "solver_subject": str(self.tree.attrs["solver_error_subject"]),
             **_counted("solver_failed", self.tree.attrs, "solver_draws"),
@@ -169,6 +228,11 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     )
     yield text, n["around_failed"] > 0, False
     yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
+    yield from _faults_of_solver(n)
+    yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+
+
+def _faults_of_solver(n: dict) -> Iterator[tuple[str, bool, bool]]:
     limit = SOLVER_SHARE * n["sigma"]
     text = f"Solver error {n['solver_error']:.3f} in ln level (patient {n['solver_subject']}): set Settings(refine=2)."
     yield text, n["solver_error"] > limit, n["solver_error"] > n["sigma"]
@@ -176,7 +240,16 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     yield text, n["solver_failed"] > 0, False
     text = f"The reference solver failed at posterior draws, unchecked there: {n['solver_unsolved_patients']}."
     yield text, n["solver_unsolved"] > 0, False
-    yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+
+
+def _faults_of_approximation(n: dict) -> Iterator[tuple[str, bool, bool]]:
+    """As :func:`_faults`, of a Laplace approximation."""
+    text = f"The search still moved by {n['last_move']:.2f} > {MOVE_MAX} posterior SDs at last: use method='nuts'."
+    yield text, not n["last_move"] <= MOVE_MAX, not n["last_move"] <= MOVE_FAILED
+    yield f"No Gaussian fits patient(s) {n['lost']}: do not trust their individual estimates.", bool(n["lost"]), False
+    text = f"{n['at_bound']}: at the bound of {OMEGA_BOUNDS[0]} or {OMEGA_BOUNDS[1]}; the estimate is the bound."
+    yield text, bool(n["at_bound"]), False
+    yield from _faults_of_solver(n)
 
 
 def population_draws(
@@ -228,12 +301,19 @@ def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:
     return float((jumps / energy.var(1)).min())
 
 
-def _location(draws: Float[np.ndarray, "chain draw"]) -> dict[str, float]:
-    mean, (low, high) = float(draws.mean()), np.quantile(draws, INTERVAL)
-    return {"TV": mean, "RSE %": 100 * float(draws.std()) / abs(mean), "2.5 %": float(low), "97.5 %": float(high)}
+def _natural(transform: str, x: float) -> float:
+    with jax.enable_x64(True):
+        return float(TRANSFORMS[transform].inverse(x))
 
 
-def _convergence(draws: list[Float[np.ndarray, "chain draw"]]) -> dict[str, float]:
+def _gaussian(transformed: Draws, to_natural: Callable) -> tuple[float, float, float]:
+    """Centre and 95 % interval, natural scale, of the Gaussian whose mean and SD are those of its draws."""
+    mean, sd = float(transformed.mean()), float(transformed.std())
+    middle, low, high = (float(to_natural(mean + k * sd)) for k in (0, -_NORMAL_END, _NORMAL_END))
+    return middle, low, high
+
+
+def _convergence(draws: list[Draws]) -> dict[str, float]:
     if not draws:
         return {"R-hat": np.nan, "ESS": np.nan}
     rhat, bulk, _ = convergence(np.stack(draws, axis=-1))

@@ -50,7 +50,8 @@ def build_tree(
     Groups and dimensions: ``posterior`` (``tv``, ``theta``, ``omega`` by parameter, ``sigma`` by assay,
     ``eta`` and ``individual`` by subject and parameter, ``ipred`` and ``pred`` by obs), ``prior`` (the same
     population parameters), ``posterior_predictive`` and ``log_likelihood`` (``dv`` by obs), ``sample_stats``,
-    ``observed_data``, ``constant_data``.
+    ``observed_data``, ``constant_data``. Of a Laplace approximation, ``posterior`` holds draws from the Gaussian,
+    and mean and covariance of ``theta``, ln ``omega`` and ln ``sigma`` over them are the Gaussian's own.
     """
     layout = make_layout(model)
     phi = np.stack([b.phi for b in run.blocks])
@@ -166,8 +167,10 @@ def _per_draw(layout: Layout, obs: Observations, phi: np.ndarray, z: np.ndarray)
 
 
 def _stats(run: "Run") -> dict[str, np.ndarray]:
-    names = ("lp", "energy", "diverging", "n_steps", "acceptance_rate", "step_size")
+    names = [name for name in run.blocks[0]._fields if name not in ("phi", "z")]
     stats = {name: np.stack([getattr(b, name) for b in run.blocks]) for name in names}
+    if run.approximation is not None:
+        return stats  # no trajectories
     stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)
     stats["reached_max_treedepth"] = stats["tree_depth"] >= run.settings.max_tree_depth
     return stats
@@ -194,7 +197,8 @@ def _attributes(model: Model, data: Dataset, run: "Run") -> dict[str, str | int 
         "data_source": data.source,
         "data_sha256": data.sha256,
         "seed": int(run.seed),
-        "method": "nuts",
+        "method": "nuts" if run.approximation is None else "laplace",
+        "approximation": json.dumps(run.approximation),
         "settings": json.dumps(asdict(run.settings)),
         "seconds": json.dumps(run.seconds),
         "gradients": run.gradients,

@@ -8,7 +8,7 @@ import time
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -20,13 +20,14 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.findings import listed
 from carkinetics.fit_result import Fit, gate_failures
 from carkinetics.fit_tree import build_tree
+from carkinetics.inference.approximation import Draws, approximate, draw
 from carkinetics.inference.cache import use_compile_cache
 from carkinetics.inference.checkpoint import Checkpoint, opened
 from carkinetics.inference.coordinates import Point, Transport, no_transport, transport
 from carkinetics.inference.failures import around_divergences, failures
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.identity import identity
-from carkinetics.inference.laplace import Start, find_modes, widen
+from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import BLOCK, Block, Chain, NoStart, Sampler, Settings, run_chains
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
@@ -39,6 +40,8 @@ EXTENSION = 500  # draws per chain that are added while a gate still fails
 CAREFUL_MAX = 0.005  # share of transitions
 CAREFUL_SHRINK = 0.6
 CAREFUL_ATTEMPTS = 3
+LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
+_LISTED = 20  # patients named in one message
 DEFAULT_SETTINGS = Settings()
 
 
@@ -47,7 +50,7 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
     data: Dataset,
     *,
     seed: int,
-    method: Literal["nuts"] = "nuts",
+    method: Literal["nuts", "laplace"] = "nuts",
     chains: int = 4,
     settings: Settings = DEFAULT_SETTINGS,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -61,8 +64,10 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
     data : Dataset
     seed : int
         From 0 to 2**32 - 1. The same data, model, settings and seed on the same machine give the same draws.
-    method : {"nuts"}
-        NUTS in transported coordinates.
+    method : {"nuts", "laplace"}
+        NUTS in transported coordinates; or the Gaussian nearest to the posterior, in seconds: a quick look while
+        a model is built, marked as an approximation wherever it is shown. It has no chains and no checkpoint, and
+        its estimates and intervals do not depend on the seed, which is that of the draws from the Gaussian.
     chains : int
         Run in parallel, one thread each.
     settings : Settings
@@ -86,9 +91,11 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
     FitError, ModelError
         Nothing to fit, an option out of range, no starting point, or a checkpoint that is in use, of another fit,
         damaged beyond its newest files or in a folder that cannot be written; nothing has been sampled then. Or the
-        disk is full; what was kept is intact.
+        disk is full; what was kept is intact. Or a Laplace approximation is not finite: in whom, in which parameters.
     """
     _refuse(data, seed, method, chains)
+    if method == "laplace" and checkpoint is not None:
+        raise FitError("method='laplace' takes seconds and keeps no checkpoint: leave checkpoint out.")
     use_compile_cache()
     with jax.enable_x64(True):
         obs = make_observations(model, data, refine=settings.refine)
@@ -96,7 +103,9 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
         ours = {} if folder is None else identity(model, data, obs, settings, seed, chains)
         with opened(folder, ours) as kept:
             over = kept.finished(chains)
-            if over is None:
+            if method == "laplace":
+                run = _approximated(Finder(model, obs), data, seed, settings, show=progress)
+            elif over is None:
                 run = _run(Finder(model, obs), data, seed, chains, settings, kept, show=progress)
             else:
                 run = Run(over[0], seed, settings, **over[1])
@@ -107,15 +116,39 @@ def fit(  # the main verb: eight arguments, five of which nobody needs to give
 
 
 class Run(NamedTuple):
-    """What the sampler produced, and how."""
+    """What the sampler produced, and how; for an approximation, one block of draws and how its search went."""
 
-    blocks: list[Block]
+    blocks: list[Block] | list[Draws]
     seed: int
     settings: Settings
     seconds: dict[str, float]
     gradients: int
     complete: bool
     notes: list[str]
+    approximation: dict[str, Any] | None = None
+
+
+def _approximated(find: "Finder", data: Dataset, seed: int, settings: Settings, *, show: bool) -> Run:
+    """The Gaussian approximation and draws from it."""
+    clock = [time.perf_counter()]
+    with stage("finding a start", show=show):
+        start, map_ = find.start(data)
+        if not _finite(map_):
+            raise FitError(f"No Laplace approximation: {find.not_finite(data)}")
+    clock.append(time.perf_counter())
+    with stage("approximating the posterior", show=show):
+        found = approximate(find.model, find.obs, start)
+        draws = draw(find.model, find.obs, found.map_, seed)
+    clock.append(time.perf_counter())
+    quality = {
+        "last_move": found.last_move,
+        "lost": _lost(data, found.decrement),
+        "at_bound": found.at_bound,
+    }
+    names = ", ".join(found.uninformed)
+    notes = [f"{names}: the samples narrow nothing that a Gaussian could show; the prior's width."] if names else []
+    seconds: dict[str, float] = dict(zip(("start", "approximation"), np.diff(clock).tolist(), strict=True))
+    return Run([draws], seed, settings, seconds, gradients=0, complete=True, notes=notes, approximation=quality)
 
 
 def _run(
@@ -149,8 +182,8 @@ def _run(
 
 
 def _refuse(data: Dataset, seed: int, method: str, chains: int) -> None:
-    if method != "nuts":
-        raise FitError(f"method = {method!r}: choose 'nuts'.")
+    if method not in ("nuts", "laplace"):
+        raise FitError(f"method = {method!r}: choose 'nuts' or 'laplace'.")
     if isinstance(chains, bool) or not isinstance(chains, int) or chains < 1:
         raise FitError(f"chains = {chains!r} must be a whole number above 0.")
     if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
@@ -171,16 +204,20 @@ class Finder:
         start = widen(self.model, obs, phi, z, move)
         return start, transport(self.model, obs, start)
 
+    def start(self, data: Dataset) -> tuple[Start, Transport]:
+        """The Laplace start and its coordinates, from the data alone; not finite where it failed."""
+        phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
+        return self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
+
     def coordinates(self, data: Dataset) -> tuple[Transport, list[str]]:
         """Coordinates from the data alone, and what to say about them."""
-        phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        start, found = self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
+        start, found = self.start(data)
         if not _finite(found):
-            note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower."
-            note += self.at_fault(data, phi, z)
+            note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower. "
+            note += self.not_finite(data)
             warnings.warn(note, FitWarning, stacklevel=3)
-            return no_transport(self.model, self.obs, phi), [note]
-        lost = [data.subjects[i] for i in np.flatnonzero(np.asarray(start.decrement) > 0.5)]
+            return no_transport(self.model, self.obs, jnp.asarray(starting_values(self.model, data)[0])), [note]
+        lost = _lost(data, start.decrement)
         notes = [f"No Gaussian start for patient(s) {', '.join(lost)}: they slow the sampler."] if lost else []
         return found, notes
 
@@ -191,6 +228,19 @@ class Finder:
         what = "curve" if np.asarray(found.solve)[lost].all() else "density"
         who = listed(data.subjects[i] for i in lost)
         return f" At the start, the {what} of patient(s) {who} is not finite." if len(lost) else ""
+
+    def not_finite(self, data: Dataset) -> str:
+        """After a start that failed: in which patients and parameters, and what to do."""
+        where = not_finite(self.model, self.obs, *(jnp.asarray(x) for x in starting_values(self.model, data)))
+        names = np.array([p.name for p in self.model.parameters])
+        who = [f"{data.subjects[i]} ({', '.join(names[where[:, i]])})" for i in np.flatnonzero(where.any(0))]
+        if not who:
+            return "No single patient is to blame: narrow the priors (model.with_priors)."
+        listed = "; ".join(who[:_LISTED]) + (f"; and {len(who) - _LISTED} more" if len(who) > _LISTED else "")
+        return (
+            f"The likelihood is not finite for patient(s), by parameter: {listed}. Look at their doses and samples, or "
+            "narrow the priors of these parameters (model.with_priors)."
+        )
 
     def recentred(self, old: Transport, draws: list[Block]) -> Transport:
         """Coordinates around where the pilot's draws lie; the old ones where that fails.
@@ -204,6 +254,11 @@ class Finder:
         _, found = self._widen(self.obs, jnp.asarray(phi.mean(0)), jnp.asarray(z), jnp.array(False))
         found = eqx.tree_at(lambda t: t.scale, found, jnp.linalg.cholesky(jnp.asarray(covariance)))
         return found if _finite(found) else old
+
+
+def _lost(data: Dataset, decrement) -> list[str]:
+    """Patients whose Gaussian was not found."""
+    return [data.subjects[i] for i in np.flatnonzero(~(np.asarray(decrement) <= LOST))]
 
 
 def _finite(tree) -> bool:

@@ -18,7 +18,7 @@ def write_outputs(result: Fit, folder: Path, *, truth: dict[str, float] | None =
     unit = result.model.assays[0].unit
     figures = {
         "individual_fits": plots.individuals(result, n=min(result.data.n_subjects, 40)),
-        "observed_predicted": plots.observed_predicted(table, unit=unit),
+        "observed_predicted": plots.observed_predicted(table, unit=unit, label=result.label),
         "posteriors": plots.posteriors(result, truth=truth),
     }
     for name, axes in figures.items():

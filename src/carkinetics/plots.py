@@ -51,7 +51,14 @@ def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12,
         axes[0, 0].set_ylim(shown.min() / 4, shown.max() * 6)
     handles, labels = _legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    _say(figure, fit.label)
     return axes.flatten()[: len(chosen)]
+
+
+def _say(figure, label: str) -> None:
+    """How the fit was made, on the figure itself, where that has to be said."""
+    if label:
+        figure.suptitle(label, fontsize=9, color=ORANGE)
 
 
 def save(axes: "np.ndarray", path: Path, *, dpi: int = 130) -> None:
@@ -108,11 +115,11 @@ def shorten(text: str, limit: int = 18) -> str:
     return text.replace("$", r"\$")
 
 
-def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug") -> "np.ndarray":
+def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug", label: str = "") -> "np.ndarray":
     """Observed against predicted, typical (PRED) and individual (IPRED), on log axes, from a ``gof`` table.
 
     Samples below the limit stand as open triangles at the limit: their prediction should lie below it, or
-    close to it.
+    close to it. ``label``: the fit's, ``fit.label``.
     """
     import matplotlib.pyplot as plt
 
@@ -120,18 +127,19 @@ def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug") -> "np.nda
     values = gof[["DV", "PRED", "IPRED"]].to_numpy()
     floor = gof["DV"].min() / 30
     limits = (floor, values.max() * 2)
-    for ax, name, label in zip(axes, ("PRED", "IPRED"), ("typical prediction", "individual prediction"), strict=True):
+    for ax, name, kind in zip(axes, ("PRED", "IPRED"), ("typical prediction", "individual prediction"), strict=True):
         ax.plot(limits, limits, color=GREY, lw=1)
         # Predictions far below any limit tell no more than one at the edge of the panel.
         x = gof[name].clip(lower=floor * 1.15).to_numpy()
         _samples(ax, x, gof["DV"].to_numpy(), gof["CENS"].to_numpy())
         ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
-        ax.set_xlabel(f"{name}, {label} ({unit})", fontsize=8)
+        ax.set_xlabel(f"{name}, {kind} ({unit})", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"observed ({unit})", fontsize=8)
     handles, labels = _legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
+    _say(figure, label)
     return axes
 
 
@@ -174,6 +182,7 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
         ax.set_axis_off()
     handles, labels = _legend(axes)
     axes.flat[-1].figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
+    _say(axes.flat[-1].figure, fit.label)
     return axes.flatten()[: len(names)]
 
 

@@ -174,6 +174,13 @@ class Layout:
         """Number of population parameters."""
         return len(self.estimated) + len(self.random) + len(self.assays)
 
+    @property
+    def phi_names(self) -> list[str]:
+        """What the components of ``phi`` are called: ``cmax``, ``omega cmax``, ``sigma qpcr``."""
+        names = [p.name for p in self.parameters]
+        typical, omegas = [names[i] for i in self.estimated], [f"omega {names[i]}" for i in self.random]
+        return typical + omegas + [f"sigma {a}" for a in self.assays]
+
 
 def make_layout(model: Model) -> Layout:
     """The layout of a model's population parameters."""

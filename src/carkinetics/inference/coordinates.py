@@ -53,13 +53,13 @@ class Transport(eqx.Module):
     ) -> tuple[Float[Array, " phi"], Float[Array, "random subject"], Float[Array, ""]]:
         """``phi``, ``z``, and the log of the determinant of the map (up to a constant)."""
         phi = self.centre + self.scale @ point.u
-        factor, pull = self._conditional(layout, phi)
-        k = len(factor)
+        precision, pull = self._conditional(layout, phi)
+        factor, k = cholesky(precision), len(precision)
         z = solve_upper(factor, solve_lower(factor, pull) + point.v)
         return phi, z, -jnp.sum(jnp.log(jnp.stack([factor[j][j] for j in range(k)])))
 
     def _conditional(self, layout: Layout, phi: Float[Array, " phi"]):
-        """Cholesky factor of every patient's conditional precision of ``z`` given ``phi``, and its linear term."""
+        """Every patient's conditional precision of ``z`` given ``phi``, and its linear term."""
         theta, omega, sigma = split_phi(layout, phi)
         _, _, sigma_start = split_phi(layout, self.centre)
         # Information of log-normal residuals grows as sigma^-2.
@@ -69,13 +69,21 @@ class Transport(eqx.Module):
         among = information[:, jnp.array(layout.random)]
         precision = omega[:, None, None] * among * omega[None, :, None] + jnp.eye(len(omega))[:, :, None]
         pull = omega[:, None] * (shift - jnp.einsum("kps,p->ks", information, theta))
-        return cholesky(precision), pull
+        return precision, pull
+
+    def gaussians(
+        self, layout: Layout, phi: Float[Array, " phi"]
+    ) -> tuple[Float[Array, "random subject"], Float[Array, "random random subject"]]:
+        """Centre and precision of every patient's conditional Gaussian of ``z`` given ``phi``."""
+        precision, pull = self._conditional(layout, phi)
+        factor = cholesky(precision)
+        return solve_upper(factor, solve_lower(factor, pull)), precision
 
     def inverse(self, layout: Layout, phi: Float[Array, " phi"], z: Float[Array, "random subject"]) -> Point:
         """The point that the map sends to ``(phi, z)``."""
         u = jax.scipy.linalg.solve_triangular(self.scale, phi - self.centre, lower=True)
-        factor, pull = self._conditional(layout, phi)
-        k = len(factor)
+        precision, pull = self._conditional(layout, phi)
+        factor, k = cholesky(precision), len(precision)
         whitened = jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)])
         return Point(u, whitened - solve_lower(factor, pull))
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from carkinetics.model import Model
@@ -45,6 +46,8 @@ class Start(NamedTuple):
         Of the samples about the individual parameters (transformed scale), by assay, averaged over the Gaussian.
     score : Float["assay parameter subject"]
         Gradient of the samples' log likelihood, by assay, averaged likewise.
+    slope_sigma : Float["assay subject"]
+        Derivative of the samples' log likelihood in ln sigma, averaged likewise.
     decrement : Float[" subject"]
         How far each patient's Gaussian still was from its fixed point, in its own SDs; above 0.5 it was not found.
     """
@@ -53,6 +56,7 @@ class Start(NamedTuple):
     z: Float[Array, "random subject"]
     information: Float[Array, "assay parameter parameter subject"]
     score: Float[Array, "assay parameter subject"]
+    slope_sigma: Float[Array, "assay subject"]
     decrement: Float[Array, " subject"]
 
 
@@ -60,12 +64,18 @@ class _Terms(NamedTuple):
     log_lik: Float[Array, " subject"]
     score: Float[Array, "assay parameter subject"]
     information: Float[Array, "assay parameter parameter subject"]
+    slope_sigma: Float[Array, "assay subject"]
     prediction: Float[Array, " obs"]
     jacobian: Float[Array, "parameter obs"]
 
 
 def find_modes(
-    model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]
+    model: Model,
+    obs: Observations,
+    phi: Float[Array, " phi"],
+    z: Float[Array, "random subject"],
+    *,
+    rounds: int = EM_ROUNDS,
 ) -> tuple[Float[Array, " phi"], Float[Array, "random subject"]]:
     """Population and individual modes (standardised random effects), from a first guess."""
     layout = make_layout(model)
@@ -79,12 +89,14 @@ def find_modes(
         gradient, precision = _standardised(layout, terms, omega, z)
         covariance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
         squares = _residual_squares(layout, obs, terms, omega, covariance)
-        at_mode = _Average(gradient, precision, terms.score, terms.information, squares)
+        at_mode = _Average(
+            gradient, precision, terms.score, terms.information, terms.slope_sigma, squares, jnp.isfinite(terms.log_lik)
+        )
         phi, z = _update_population(model, layout, obs, phi, z, covariance, at_mode)
         return (phi, z, damping), None
 
     damping = jnp.full(obs.n_subjects, 0.1)
-    (phi, z, _), _ = jax.lax.scan(one_round, (phi, z, damping), length=EM_ROUNDS)
+    (phi, z, _), _ = jax.lax.scan(one_round, (phi, z, damping), length=rounds)
     return phi, z
 
 
@@ -95,7 +107,9 @@ class _Average(NamedTuple):
     precision: Float[Array, "random random subject"]
     score: Float[Array, "assay parameter subject"]
     information: Float[Array, "assay parameter parameter subject"]
+    slope_sigma: Float[Array, "assay subject"]
     squares: Float[Array, " assay"]
+    somewhere: Bool[Array, " subject"]  # finite at one node at least
 
 
 def widen(
@@ -104,10 +118,14 @@ def widen(
     phi: Float[Array, " phi"],
     z: Float[Array, "random subject"],
     move: Bool[Array, ""],
+    *,
+    precision: Float[Array, "random random subject"] | None = None,
+    rounds: int = WIDENING_ROUNDS,
 ) -> Start:
     """Refine every patient's Gaussian, centre and precision averaged over its own width.
 
-    ``move`` says whether the population follows, or stays at ``phi``.
+    ``move`` says whether the population follows, or stays at ``phi``. The first ``precision`` (of ``z``) is that
+    at ``z`` unless one is given. Every round halves the distance to the result.
     """
     layout = make_layout(model)
 
@@ -122,13 +140,15 @@ def widen(
         phi, z = (jnp.where(move, new, old) for new, old in zip(moved, (phi, z), strict=True))
         return (phi, z, precision), None
 
-    theta, omega, sigma = split_phi(layout, phi)
-    terms = patient_terms(layout, obs, individual_parameters(layout, theta, omega, z), sigma)
-    _, precision = _standardised(layout, terms, omega, z)
-    (phi, z, precision), _ = jax.lax.scan(one_round, (phi, z, precision), length=WIDENING_ROUNDS)
+    if precision is None:
+        theta, omega, sigma = split_phi(layout, phi)
+        terms = patient_terms(layout, obs, individual_parameters(layout, theta, omega, z), sigma)
+        precision = _standardised(layout, terms, omega, z)[1]
+    (phi, z, precision), _ = jax.lax.scan(one_round, (phi, z, precision), length=rounds)
     average = _average(layout, obs, phi, z, precision)
     decrement = jnp.sqrt(jnp.einsum("ks,ks->s", average.gradient, _solve(average.precision, average.gradient)))
-    return Start(phi, z, average.information, average.score, decrement)
+    decrement = jnp.where(average.somewhere, decrement, jnp.inf)
+    return Start(phi, z, average.information, average.score, average.slope_sigma, decrement)
 
 
 def _average(layout: Layout, obs: Observations, phi, z, precision) -> _Average:
@@ -148,6 +168,7 @@ def _average(layout: Layout, obs: Observations, phi, z, precision) -> _Average:
             *_standardised(layout, terms, omega, place),
             terms.score,
             terms.information,
+            terms.slope_sigma,
             squares.reshape(-1, obs.n_subjects),
         )
 
@@ -159,16 +180,35 @@ def _average(layout: Layout, obs: Observations, phi, z, precision) -> _Average:
         where = finite.reshape(len(nodes), *(1,) * (x.ndim - 2), -1)
         return jnp.einsum("n...s,ns->...s", jnp.where(where, x, 0.0), share)
 
-    gradient, precision, score, information, squares = (mean(x) for x in at_nodes)
+    gradient, precision, score, information, slope_sigma, squares = (mean(x) for x in at_nodes)
     # With no finite node at all the prior is what is left.
     precision = jnp.where(finite.any(0), precision, jnp.eye(k)[:, :, None])
-    return _Average(gradient, precision, score, information, squares.sum(-1))
+    return _Average(gradient, precision, score, information, slope_sigma, squares.sum(-1), finite.any(0))
+
+
+def not_finite(
+    model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]
+) -> Bool[np.ndarray, "parameter subject"]:
+    """In whom, and in which parameter, the likelihood's slope is not finite where the EM from ``phi, z`` breaks down.
+
+    It is asked after a failure only: the EM goes the same way again, as far as it is finite.
+    """
+    layout = make_layout(model)
+    one_round = jax.jit(lambda obs, phi, z: find_modes(model, obs, phi, z, rounds=1))
+    for _ in range(EM_ROUNDS):
+        after = one_round(obs, phi, z)
+        if not all(bool(jnp.isfinite(x).all()) for x in after):
+            break
+        phi, z = after
+    theta, omega, sigma = split_phi(layout, phi)
+    terms = patient_terms(layout, obs, individual_parameters(layout, theta, omega, z), sigma)
+    return np.asarray(~jnp.isfinite(terms.score.sum(0)))
 
 
 def patient_terms(
     layout: Layout, obs: Observations, individual: Float[Array, "parameter subject"], sigma: Float[Array, " assay"]
 ) -> _Terms:
-    """Each patient's log likelihood with its gradient and information in the individual parameters."""
+    """Each patient's log likelihood with its gradient and information in the individual parameters, and in ln sigma."""
 
     def predict(x):
         return ln_pred(layout, x, obs)
@@ -183,6 +223,7 @@ def patient_terms(
     slope = jax.grad(lambda f: rows(f).sum())
     score, curvature = jax.jvp(slope, (prediction,), (jnp.ones_like(prediction),))
     weight = jnp.maximum(-curvature, 0.0)
+    by_sigma = jax.jvp(lambda s: log_likelihood(prediction, s, obs), (sigma,), (sigma,))[1]
     n_assays = sigma.shape[0]
     group = obs.assay * obs.n_subjects + obs.subject
 
@@ -194,6 +235,7 @@ def patient_terms(
         log_lik=jax.ops.segment_sum(rows(prediction), obs.subject, obs.n_subjects),
         score=total((score * jacobian).T),
         information=total(jnp.einsum("o,ko,lo->okl", weight, jacobian, jacobian)),
+        slope_sigma=total(by_sigma),
         prediction=prediction,
         jacobian=jacobian,
     )

@@ -1,0 +1,226 @@
+"""The Gaussian nearest to the posterior: a population with its covariance, patients given the population, draws.
+
+The slope of the population's marginal posterior follows from Fisher's identity: it is the expectation, over every
+patient's Gaussian, of the joint density's slope. When the population moves, every patient is taken along to where
+its Gaussian then lies, so that a step is one of the marginal posterior and not one of an EM, which creeps where
+the samples say little. As in :func:`carkinetics.inference.laplace.widen`, slope and curvature are averaged over the
+Gaussian's own width: along the ridge of a weakly informed parameter the curvature at a mode says too little.
+
+Where the likelihood is Gaussian in the individual parameters the slope is exact. Elsewhere all of this is an
+approximation, and says so wherever it is shown.
+"""
+
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from carkinetics.errors import FitError
+from carkinetics.inference.coordinates import Point, Transport, transport
+from carkinetics.inference.laplace import OMEGA_BOUNDS, Start, widen
+from carkinetics.model import Model, Prior
+from carkinetics.population import Layout, Observations, log_joint, log_prior_phi, make_layout, split_phi
+
+ROUNDS = 40
+CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends
+DRAWS = 1000
+_PATIENT_ROUNDS = 8  # each halves a patient's distance from its Gaussian, which is small after a move
+_LONGEST = 1.0  # step, in posterior SDs
+_FASTEST = 3.0  # shares of a Newton step
+_BATCH = 100  # draws whose density is computed at once
+
+
+class Approximation(NamedTuple):
+    """The Gaussian, and how its search went.
+
+    Attributes
+    ----------
+    map_ : Transport
+        Sends a standard normal vector to a draw.
+    decrement : Float[" subject"]
+        As in :class:`carkinetics.inference.laplace.Start`.
+    last_move : float
+        Of the population in the last round, in posterior SDs; of an SD, as a share of itself.
+    at_bound : list of str
+        Omegas that stand at one of ``OMEGA_BOUNDS``.
+    uninformed : list of str
+        Population parameters whose variance was cut to the prior's.
+    """
+
+    map_: Transport
+    decrement: Float[np.ndarray, " subject"]
+    last_move: float
+    at_bound: list[str]
+    uninformed: list[str]
+
+
+class Draws(NamedTuple):
+    """Draws from the approximation; the leading axis is the draw, ``lp`` the model's log density there."""
+
+    phi: Float[np.ndarray, "draw phi"]
+    z: Float[np.ndarray, "draw random subject"]
+    lp: Float[np.ndarray, " draw"]
+
+
+class _Place(NamedTuple):
+    """A population, with its patients' Gaussians and the slope of the log marginal posterior in ``phi``."""
+
+    map_: Transport
+    slope: Float[Array, "*node phi"]
+    decrement: Float[Array, "*node subject"]
+
+
+def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
+    """The Gaussian nearest to the posterior, from a start.
+
+    Raises
+    ------
+    FitError
+        The density is not finite around the start.
+    """
+    layout, first = make_layout(model), transport(model, obs, start)
+    n = layout.n_phi
+    # The centre, which has no weight, and the spherical cubature rule.
+    nodes = np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+    visit = jax.jit(lambda obs, map_, phis: jax.lax.map(lambda phi: place(model, obs, map_, phi), phis))
+    map_, centre, covariance = first, np.asarray(first.centre), np.asarray(first.scale @ first.scale.T)
+    pace, last = 0.5, np.zeros(n)
+    for _ in range(ROUNDS):
+        scale = np.linalg.cholesky(covariance)
+        found = visit(obs, map_, jnp.asarray(centre + nodes @ scale.T))
+        map_ = jax.tree.map(lambda x: x[0], found.map_)
+        slope, information = _averages(nodes, scale, np.asarray(found.slope))
+        # Half steps, as for the patients: full ones oscillate.
+        information, uninformed = _at_least_the_priors(model, 0.5 * (np.linalg.inv(covariance) + information))
+        before, covariance = covariance, np.linalg.inv(information)
+        step, length = _newton_step(layout, centre, slope, information)
+        # Likewise half of a step, but more where the steps go on in one direction, along a ridge.
+        turn = step @ information @ last
+        pace = min(1.5 * pace, _FASTEST) if turn > 0 else 0.5 if turn == 0 else max(0.5 * pace, 0.25)
+        last = step
+        centre = _bounded(layout, centre + step * min(pace, _LONGEST / max(length, 1e-12)))
+        widened = 0.5 * float(np.abs(np.log(np.diag(covariance) / np.diag(before))).max())
+        if max(length, widened) < CLOSE:
+            break
+    # Once more where the centre is now; in all places at once, since that program is compiled.
+    found = jax.tree.map(lambda x: x[0], visit(obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
+    map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.linalg.cholesky(jnp.asarray(covariance)))
+    last_move = max(length, widened)
+    return Approximation(map_, np.asarray(found.decrement), last_move, _at_bound(layout, centre), uninformed)
+
+
+def place(model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"]) -> _Place:
+    """The patients' Gaussians at a population, from the map of one near it, and the slope there."""
+    layout = make_layout(model)
+    z, precision = near.gaussians(layout, phi)
+    start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=_PATIENT_ROUNDS)
+    return _Place(transport(model, obs, start), marginal_slope(model, start), start.decrement)
+
+
+def marginal_slope(model: Model, start: Start) -> Float[Array, " phi"]:
+    """Slope of the log marginal posterior in ``phi``, by Fisher's identity.
+
+    References
+    ----------
+    Louis TA, J R Stat Soc B 1982;44:226-233, doi:10.1111/j.2517-6161.1982.tb01203.x.
+    """
+    layout = make_layout(model)
+    omega = split_phi(layout, start.phi)[1]
+    random = jnp.array(layout.random)
+    information = jnp.moveaxis(start.information.sum(0), -1, 0)[:, random[:, None], random[None, :]]
+    variance = jnp.linalg.inv(omega[:, None] * information * omega[None, :] + jnp.eye(len(random)))
+    # A parameter without between-patient variability is in the likelihood itself, the others are behind z.
+    of_theta = start.score.sum((0, 2)).at[random].set(start.z.sum(1) / omega)
+    of_omega = jnp.sum(start.z**2 - 1, axis=1) + jnp.einsum("skk->k", variance)
+    slope = jnp.concatenate([of_theta[jnp.array(layout.estimated, int)], of_omega, start.slope_sigma.sum(1)])
+    return slope + jax.grad(lambda x: log_prior_phi(model, x).sum())(start.phi)
+
+
+def _averages(
+    nodes: Float[np.ndarray, "node phi"], scale: Float[np.ndarray, "phi phi"], slopes: Float[np.ndarray, "node phi"]
+) -> tuple[Float[np.ndarray, " phi"], Float[np.ndarray, "phi phi"]]:
+    """Slope and information (minus the curvature) averaged over the Gaussian, from the slopes at its nodes."""
+    n = nodes.shape[1]
+    ends = slopes[1:].reshape(2, n, n)  # either end of every axis of the Gaussian
+    both = np.isfinite(ends).all((0, 2))
+    if not both.any():
+        raise FitError(
+            "no Gaussian approximation: the density is not finite around the start. Look at the data for values far "
+            "outside what the priors allow, narrow the priors (model.with_priors), or use method='nuts'."
+        )
+    slope = ends[:, both].mean((0, 1))
+    # Stein's lemma: E[u slope'] = scale' E[curvature]. An axis that leads out of the finite informs of nothing.
+    moment = np.where(both[:, None], np.sqrt(n) * (ends[1] - ends[0]) / (2 * n), 0.0)
+    information = np.linalg.solve(scale.T, moment)
+    return slope, 0.5 * (information + information.T)
+
+
+def _at_least_the_priors(
+    model: Model, information: Float[np.ndarray, "phi phi"]
+) -> tuple[Float[np.ndarray, "phi phi"], list[str]]:
+    """The information with no direction below the prior's, and the parameters that were."""
+    layout = make_layout(model)
+    sd = np.array([_prior_sd(prior) for prior in _priors(model)])
+    relative, axes = np.linalg.eigh(sd[:, None] * information * sd)
+    less = relative < 1 - 1e-6
+    names = sorted({layout.phi_names[int(np.abs(axes[:, k]).argmax())] for k in np.flatnonzero(less)})
+    return (axes * np.maximum(relative, 1.0)) @ axes.T / sd[:, None] / sd, names
+
+
+def _priors(model: Model) -> list[Prior]:
+    layout = make_layout(model)
+    typical = [model.parameters[i].prior for i in layout.estimated]
+    return typical + [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
+
+
+def _prior_sd(prior: Prior) -> float:
+    """SD of a component of ``phi`` under its prior; the log of a half-normal's has pi^2 / 8 for its variance."""
+    return np.pi / np.sqrt(8) if prior.family == "halfnormal" else prior.scale
+
+
+def _omegas(layout: Layout) -> slice:
+    return slice(len(layout.estimated), len(layout.estimated) + len(layout.random))
+
+
+def _bounded(layout: Layout, phi: Float[np.ndarray, " phi"]) -> Float[np.ndarray, " phi"]:
+    bounded = phi.copy()
+    bounded[_omegas(layout)] = np.clip(phi[_omegas(layout)], *np.log(OMEGA_BOUNDS))
+    return bounded
+
+
+def _newton_step(
+    layout: Layout,
+    phi: Float[np.ndarray, " phi"],
+    slope: Float[np.ndarray, " phi"],
+    information: Float[np.ndarray, "phi phi"],
+) -> tuple[Float[np.ndarray, " phi"], float]:
+    """The step and its length in posterior SDs; an omega stays at its bound while the slope leads beyond it."""
+    free = _bounded(layout, phi + 1e-9 * np.sign(slope)) != phi
+    step = np.zeros_like(phi)
+    step[free] = np.linalg.solve(information[np.ix_(free, free)], slope[free])
+    return step, float(np.sqrt(step @ slope))
+
+
+def _at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
+    low, high = np.log(OMEGA_BOUNDS)
+    return [layout.phi_names[k] for k in range(layout.n_phi)[_omegas(layout)] if phi[k] in (low, high)]
+
+
+def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Draws:
+    """``DRAWS`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error."""
+    layout = make_layout(model)
+    random = np.random.default_rng([seed, 3])
+    u = random.standard_normal((DRAWS, layout.n_phi))
+    u -= u.mean(0)
+    u = np.linalg.solve(np.linalg.cholesky(np.cov(u.T, bias=True)), u.T).T
+    v = random.standard_normal((DRAWS, *map_.shift.shape[1:]))
+
+    def one(point):
+        phi, z, _ = map_(layout, point)
+        return phi, z, log_joint(model, obs, phi, z)
+
+    points = Point(jnp.asarray(u), jnp.asarray(v))
+    return Draws(*(np.asarray(x) for x in jax.jit(lambda p: jax.lax.map(one, p, batch_size=_BATCH))(points)))
