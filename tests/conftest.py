@@ -7,7 +7,7 @@ hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
 
 
-# Methods of inference that must be exact. What is put through tests/test_exactness.py and tests/test_calibration.py.
+# Methods of inference that must be exact: put through tests/test_exactness.py and tests/test_calibration.py.
 EXACT_METHODS = ("nuts",)
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from jaxtyping import Array, Float
 from numpyro.infer import MCMC, NUTS
-from scipy import integrate, interpolate, optimize, stats
+from scipy import integrate, optimize, stats
 
 from agreement import LIMIT, PROBABILITIES, Facts, disagreements, facts_of, tail
 from carkinetics.dataset import read_dataset
@@ -26,6 +26,7 @@ from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.population import joint, make_observations
 from carkinetics.structure import AbstractStructure
+from one_way import OneWay
 from quadrature import Patient, Problem, importance_sample, log_integrand, log_marginal, weighted_quantiles
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
@@ -142,10 +143,15 @@ def facts_of_points(points, weights):
 
 
 def tails(draws, exact):
-    """How many errors apart the small omegas of the second effect are."""
-    for below in np.log(SMALL_OMEGAS):
+    """As :func:`agreement.disagreements`, of the probability that the second omega is small."""
+    found = []
+    for omega in SMALL_OMEGAS:
+        below = np.log(omega)
         wanted, error = exact.facts(lambda x, w, below=below: w @ (x[:, 3] < below) / w.sum())
-        yield tail(draws[..., 3], float(wanted), float(error), below)
+        apart = tail(draws[..., 3], float(wanted), float(error), below)
+        if not apart <= LIMIT:
+            found.append(f"P(omega < {omega}): wanted {wanted:.3g}, {apart:.1f} errors apart")
+    return found
 
 
 def logs(draws):
@@ -211,26 +217,41 @@ def test_what_is_wrong_is_found_out(exact):
     """A comparison that lets these pass decides nothing: a tail cut off, a spread off by a tenth, a shift."""
     wanted, honest = Facts(*exact.facts(facts_of_points)), exact.draws(4, 2000, seed=1)
     assert not disagreements(NAMES, facts_of(honest), wanted)
-    assert max(tails(honest, exact)) < LIMIT
+    assert not tails(honest, exact)
     mean, sd = wanted.value[:, 0], wanted.value[:, 1]
     for wrong in (mean + 0.9 * (honest - mean), mean + 1.1 * (honest - mean), honest + 0.1 * sd):
         assert len(disagreements(NAMES, facts_of(wrong), wanted)) >= 5
     if np.mean(honest[..., 3] < np.log(0.05)) > 0.01:
         cut = np.maximum(honest[..., 3], np.log(0.05))
-        assert max(tails(np.where(np.arange(5) == 3, cut[..., None], honest), exact)) > LIMIT
+        assert tails(np.where(np.arange(5) == 3, cut[..., None], honest), exact)
+
+
+def compared(trial, exact, method, seed):
+    """A fit's check, and where its draws are not those of the exact posterior."""
+    data = read_dataset(trial.table(), units={"DV": "copies/ug"})
+    result = fit(trial.model, data, seed=seed, method=method, settings=Settings(draws=3000), progress=False)
+    names, draws = population_draws(result)
+    assert names == ["cmax", trial.second, "omega cmax", f"omega {trial.second}", "sigma qpcr"]
+    draws = logs(draws)
+    apart = disagreements(NAMES, facts_of(draws), Facts(*exact.facts(facts_of_points)))
+    return result.check(), apart + tails(draws, exact)
 
 
 def test_draws_agree_with_quadrature(trial, exact, method):
     """If it fails, the sampler misses part of the posterior, or samples another one: here that is the whole case."""
-    data = read_dataset(trial.table(), units={"DV": "copies/ug"})
-    result = fit(trial.model, data, seed=1, method=method, settings=Settings(draws=3000), progress=False)
-    names, draws = population_draws(result)
-    assert names == ["cmax", trial.second, "omega cmax", f"omega {trial.second}", "sigma qpcr"]
-    assert result.check().status == "ok", result.check()
-    draws = logs(draws)
-    assert not disagreements(NAMES, facts_of(draws), Facts(*exact.facts(facts_of_points)))
-    apart = list(tails(draws, exact))
-    assert max(apart) < LIMIT, apart
+    check, apart = compared(trial, exact, method, seed=1)
+    assert check.status == "ok", check
+    assert apart == []
+
+
+@pytest.mark.slow
+def test_draws_agree_whatever_the_seed(method):
+    """If it fails, a fit that says it is sound is wrong now and then: one seed in eight is enough to harm."""
+    trial = TRIALS["barely identified"]
+    runs = {seed: compared(trial, posterior_of(trial), method, seed) for seed in range(2, 10)}
+    wrong = {seed: apart for seed, (check, apart) in runs.items() if apart and check.status != "failed"}
+    assert wrong == {}
+    assert sum(check.status == "ok" for check, _ in runs.values()) >= 7, [str(check) for check, _ in runs.values()]
 
 
 class LevelParameters(NamedTuple):
@@ -271,62 +292,6 @@ a = {value = 5.0, unit = "1", transform = "identity", omega_sd = 0.5, prior_sd =
 [assays]
 qpcr = {output = "level", matrix = "PB", unit = "copies/ug", error = "lognormal", sigma = 0.4}
 """
-
-
-class OneWay:
-    """The normal one-way layout: mu and the patients integrated in closed form, (omega, sigma) on a grid.
-
-    Priors: mu Normal(5, 2), omega HalfNormal(1), sigma LogNormal(ln 0.4, 0.5).
-    """
-
-    def __init__(self, ln_dv: list[np.ndarray], steps: tuple[int, int]):
-        self.ln_omega, self.ln_sigma = np.linspace(-16, 2.5, steps[0]), np.linspace(-3, 2, steps[1])
-        omega, sigma = (np.exp(x)[..., None] for x in np.meshgrid(self.ln_omega, self.ln_sigma, indexing="ij"))
-        n, mean = np.array([len(y) for y in ln_dv]), np.array([y.mean() for y in ln_dv])
-        within = np.array([np.square(y - y.mean()).sum() for y in ln_dv])
-        variance = omega**2 + sigma**2 / n
-        precision = 1 / 4 + (1 / variance).sum(-1)
-        self.mu = (5 / 4 + (mean / variance).sum(-1)) / precision, precision**-0.5
-        square = (mean**2 / variance).sum(-1) + 25 / 4 - precision * self.mu[0] ** 2
-        log_weight = -0.5 * (np.log(variance).sum(-1) + square + np.log(precision))
-        log_weight -= ((n - 1) * np.log(sigma) + within / (2 * sigma**2)).sum(-1)
-        omega, sigma = omega[..., 0], sigma[..., 0]
-        log_weight += stats.halfnorm.logpdf(omega) + stats.lognorm.logpdf(sigma, s=0.5, scale=0.4)
-        log_weight += np.log(omega) + np.log(sigma)  # the grid is even in the logs
-        weight = np.exp(log_weight - log_weight.max())
-        self.weight = weight / weight.sum()
-        share = omega[..., None] ** 2 / variance  # of a patient's own mean in its level
-        spread = np.sqrt(((1 - share) * self.mu[1][..., None]) ** 2 + (1 - share) * omega[..., None] ** 2)
-        self.patients = self.mu[0][..., None] * (1 - share) + share * mean, spread
-
-    def facts(self) -> np.ndarray:
-        """Mean, SD and quantiles of mu, ln omega, ln sigma and every patient's level."""
-        scales = [of_density(x, self.weight.sum(1 - i)) for i, x in enumerate((self.ln_omega, self.ln_sigma))]
-        keep = self.weight > 1e-12 * self.weight.max()
-        weight, mean, sd = self.weight[keep], self.patients[0][keep], self.patients[1][keep]
-        patients = [of_mixture(weight, m, s) for m, s in zip(mean.T, sd.T, strict=True)]
-        return np.array([of_mixture(weight, self.mu[0][keep], self.mu[1][keep]), *scales, *patients])
-
-
-def of_mixture(weight, mean, sd):
-    """Facts of a mixture of normals."""
-    weight = weight / weight.sum()
-    centre = weight @ mean
-    spread = np.sqrt(weight @ (sd**2 + (mean - centre) ** 2))
-    ends = centre - 8 * spread, centre + 8 * spread
-    quantiles = [
-        optimize.brentq(lambda x, p=p: weight @ stats.norm.cdf((x - mean) / sd) - p, *ends) for p in PROBABILITIES
-    ]
-    return [centre, spread, *quantiles]
-
-
-def of_density(x, density):
-    """Facts of a density given on an even grid that holds all of it."""
-    density = density / density.sum()
-    mean = density @ x
-    cumulative = interpolate.CubicSpline(x, density / (x[1] - x[0])).antiderivative()
-    quantiles = [optimize.brentq(lambda y, p=p: cumulative(y) - p, x[0], x[-1]) for p in PROBABILITIES]
-    return [mean, np.sqrt(density @ (x - mean) ** 2), *quantiles]
 
 
 def test_draws_agree_with_a_hierarchical_normal_model(method, tmp_path):
