@@ -322,7 +322,7 @@ def test_draws_agree_with_plain_nuts(method):
     data = read_trial(virtual_trial(1, patients=12))
     with jax.enable_x64(True):
         obs = make_observations(PUBLISHED, data)
-        kernel = NUTS(joint, target_accept_prob=0.95)
+        kernel = NUTS(joint, target_accept_prob=0.9)
         mcmc = MCMC(
             kernel, num_warmup=1000, num_samples=4000, num_chains=4, chain_method="vectorized", progress_bar=False
         )
