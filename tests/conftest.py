@@ -7,6 +7,16 @@ hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
 
 
+# Methods of inference that must be exact: put through tests/test_exactness.py and tests/test_calibration.py.
+EXACT_METHODS = ("nuts",)
+
+
+@pytest.fixture(scope="session", params=EXACT_METHODS)
+def method(request):
+    """One of the methods of :func:`carkinetics.fit` whose draws must be the posterior's."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def small_trial():
     """A virtual trial of twelve patients."""
