@@ -18,7 +18,7 @@ def small_trial():
 @pytest.fixture(scope="session")
 def small_settings():
     """Enough iterations to have something to look at, too few to trust."""
-    from carkinetics.inference.nuts import Settings
+    from carkinetics.inference.chains import Settings
 
     return Settings(warmup=100, draws=100, max_draws=100, target_accept=0.8)
 

@@ -10,7 +10,7 @@ import numpy as np
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.fitting import fit
 from carkinetics.inference import checkpoint
-from carkinetics.inference.nuts import Settings
+from carkinetics.inference.chains import Settings
 from carkinetics.model_files import load_model
 
 SETTINGS = Settings(warmup=100, draws=100, max_draws=100, target_accept=0.8)  # those of conftest.py

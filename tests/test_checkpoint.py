@@ -25,8 +25,8 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.fitting import fit
 from carkinetics.inference import checkpoint as checkpoints
 from carkinetics.inference import identity, records
+from carkinetics.inference.chains import Settings
 from carkinetics.inference.lock import locked
-from carkinetics.inference.nuts import Settings
 from carkinetics.inference.records import Damaged, read_record, write_record
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model

@@ -126,15 +126,13 @@ class Fit:
             "ess_bulk": float(bulk.min()),
             "worst_ess": names[int(bulk.argmin())],
             "ess_tail": float(tail.min()),
-            "divergences": float(stats["diverging"].sum()),
-            "draws": float(stats["diverging"].size),
-            "deepest": float(stats["reached_max_treedepth"].sum()),
-            "ebfmi": _ebfmi(stats["energy"].values),
+            "divergences": float(stats["diverging"].sum()) if "diverging" in stats else 0.0,
+            "draws": float(stats["lp"].size),
             "solver_error": float(self.tree.attrs["solver_error"]),
             "solver_subject": str(self.tree.attrs["solver_error_subject"]),
             "solver_unsolved": float(self.tree.attrs["solver_unsolved"]),
             "sigma": float(self.tree["posterior"].to_dataset()["sigma"].mean(("chain", "draw")).min()),
-        }
+        } | _of_method(stats)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the fit to a netCDF file; an existing file is replaced only once the new one is complete."""
@@ -153,13 +151,26 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     yield text, n["ess_tail"] < ESS_MIN, n["ess_tail"] < ESS_FAILED
     text = f"{n['divergences']:.0f} divergent transitions: a region may be missed; raise target_accept."
     yield text, n["divergences"] > 0, n["divergences"] > DIVERGENT_FAILED * n["draws"]
-    yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
     limit = SOLVER_SHARE * n["sigma"]
     text = f"Solver error {n['solver_error']:.3f} in ln level (patient {n['solver_subject']}): set Settings(refine=2)."
     yield text, n["solver_error"] > limit, n["solver_error"] > n["sigma"]
     text = f"The reference solver failed on {n['solver_unsolved']:.0f} patient-draws: the grid was not checked there."
     yield text, n["solver_unsolved"] > 0, False
-    yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+    if "renewals" in n:
+        text = f"Patient {n['least_renewed']}'s parameters were renewed {n['renewals']:.0f} times < {ESS_MIN}: "
+        yield text + "raise Settings.proposals, or use method='nuts'.", n["renewals"] < ESS_MIN, False
+    else:
+        yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
+        yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+
+
+def _of_method(stats: xr.Dataset) -> dict[str, float | str]:
+    """What only one of the samplers has to say."""
+    if "renewed" in stats:
+        renewals = stats["renewed"].sum(("chain", "draw"))
+        least = int(renewals.argmin())
+        return {"renewals": float(renewals[least]), "least_renewed": str(stats["subject"].values[least])}
+    return {"deepest": float(stats["reached_max_treedepth"].sum()), "ebfmi": _ebfmi(stats["energy"].values)}
 
 
 def population_draws(

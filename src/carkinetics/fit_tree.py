@@ -100,6 +100,7 @@ _DIMS = {
     "ipred": ("obs",),
     "pred": ("obs",),
     "dv": ("obs",),
+    "renewed": ("subject",),
 }
 
 
@@ -164,10 +165,10 @@ def _prior_draws(model: Model, seed: int) -> np.ndarray:
 
 
 def _stats(run: "Run") -> dict[str, np.ndarray]:
-    names = ("lp", "energy", "diverging", "n_steps", "acceptance_rate", "step_size")
-    stats = {name: np.stack([getattr(b, name) for b in run.blocks]) for name in names}
-    stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)
-    stats["reached_max_treedepth"] = stats["tree_depth"] >= run.settings.max_tree_depth
+    stats = {name: np.stack([b.stats[name] for b in run.blocks]) for name in run.blocks[0].stats}
+    if run.method == "nuts":
+        stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)
+        stats["reached_max_treedepth"] = stats["tree_depth"] >= run.settings.max_tree_depth
     return stats
 
 
@@ -192,7 +193,7 @@ def _attributes(model: Model, data: Dataset, run: "Run") -> dict[str, str | int 
         "data_source": data.source,
         "data_sha256": data.sha256,
         "seed": int(run.seed),
-        "method": "nuts",
+        "method": run.method,
         "settings": json.dumps(asdict(run.settings)),
         "seconds": json.dumps(run.seconds),
         "gradients": run.gradients,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from carkinetics import solvers
-from carkinetics.inference.nuts import Block
+from carkinetics.inference.chains import Block
 from carkinetics.model import Model
 from carkinetics.population import Observations, individual_parameters, make_layout, natural, split_phi
 
