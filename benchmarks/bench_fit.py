@@ -22,8 +22,9 @@ import numpy as np
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.fit_result import convergence, population_draws
-from carkinetics.fitting import Finder, fit
+from carkinetics.fitting import fit
 from carkinetics.inference.coordinates import Point, log_density
+from carkinetics.inference.tuning import Tuner
 from carkinetics.model_files import load_model
 from carkinetics.population import log_joint, make_layout, make_observations
 
@@ -35,7 +36,7 @@ def gradient_microseconds(model, data, *, repeats: int = 3000) -> dict[str, floa
     """Median time of one value and gradient in a compiled loop: of the model's density, and in the coordinates."""
     with jax.enable_x64(True):
         obs = make_observations(model, data)
-        coordinates, _ = Finder(model, obs).coordinates(data)
+        coordinates, _ = Tuner(model, obs, "nuts").first(data)
         layout = make_layout(model)
         origin = (np.zeros(layout.n_phi), np.zeros((len(layout.random), obs.n_subjects)))
 

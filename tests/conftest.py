@@ -8,7 +8,7 @@ hook.__enter__()
 
 
 # Methods of inference that must be exact: put through tests/test_exactness.py and tests/test_calibration.py.
-EXACT_METHODS = ("nuts",)
+EXACT_METHODS = ("importance", "nuts")
 
 
 @pytest.fixture(scope="session", params=EXACT_METHODS)
@@ -28,9 +28,9 @@ def small_trial():
 @pytest.fixture(scope="session")
 def small_settings():
     """Enough iterations to have something to look at, too few to trust."""
-    from carkinetics.inference.nuts import Settings
+    from carkinetics.inference.chains import Settings
 
-    return Settings(warmup=100, draws=100, max_draws=100, target_accept=0.8)
+    return Settings(pilot=100, warmup=100, draws=100, max_draws=100, target_accept=0.8)
 
 
 @pytest.fixture(scope="session")

@@ -10,10 +10,13 @@ import numpy as np
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.fitting import fit
 from carkinetics.inference import checkpoint
-from carkinetics.inference.nuts import Settings
+from carkinetics.inference.chains import Settings
 from carkinetics.model_files import load_model
 
-SETTINGS = Settings(warmup=100, draws=100, max_draws=100, target_accept=0.8)  # those of conftest.py
+SETTINGS = Settings(pilot=150, warmup=100, draws=100, max_draws=100, target_accept=0.8)  # those of test_checkpoint.py
+
+
+METHOD = "nuts"
 
 
 def main(folder: str, result: str, when: str = "", name: str = "") -> None:
@@ -31,7 +34,8 @@ def main(folder: str, result: str, when: str = "", name: str = "") -> None:
 
     os.replace = deadly
     data = read_trial(virtual_trial(1, patients=12))
-    done = fit(load_model(MODEL), data, seed=3, chains=2, settings=SETTINGS, checkpoint=folder, progress=False)
+    options = {"method": METHOD, "chains": 2, "settings": SETTINGS, "progress": False}
+    done = fit(load_model(MODEL), data, seed=3, checkpoint=folder, **options)
     posterior = done.tree["posterior"].to_dataset()
     np.savez(result, **{str(k): v.values for k, v in posterior.items()}, lp=done.tree["sample_stats"]["lp"].values)
 

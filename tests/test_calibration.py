@@ -12,7 +12,7 @@ from carkinetics.dataset import read_dataset
 from carkinetics.errors import DataWarning
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
-from carkinetics.inference.nuts import Settings
+from carkinetics.inference.chains import Settings
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.simulation import Cohort, simulate

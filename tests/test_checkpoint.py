@@ -25,8 +25,8 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.fitting import fit
 from carkinetics.inference import checkpoint as checkpoints
 from carkinetics.inference import identity, records
+from carkinetics.inference.chains import Settings
 from carkinetics.inference.lock import locked
-from carkinetics.inference.nuts import Settings
 from carkinetics.inference.records import Damaged, read_record, write_record
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
@@ -56,26 +56,38 @@ def save_every_block(monkeypatch):
     monkeypatch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
 
 
-@pytest.fixture
-def run(small_trial, small_settings):
-    """The fit of ``small_fit``, with other options and a checkpoint."""
-
-    def again(folder, **options):
-        options = {"model": load_model(MODEL), "data": read_trial(small_trial), "seed": 3} | options
-        options = {"chains": 2, "settings": small_settings, "progress": False} | options
-        return fit(**options, checkpoint=folder)
-
-    return again
+@pytest.fixture(scope="module")
+def options(small_trial):
+    """Of a short fit: two stages, of 150 and 200 iterations at least."""
+    settings = Settings(pilot=150, warmup=100, draws=100, max_draws=100, target_accept=0.8)
+    what = {"model": load_model(MODEL), "data": read_trial(small_trial), "seed": 3, "method": "nuts"}
+    return what | {"chains": 2, "settings": settings, "progress": False}
 
 
 @pytest.fixture(scope="module")
-def finished(small_trial, small_settings, tmp_path_factory):
+def small_settings(options):
+    return options["settings"]
+
+
+@pytest.fixture(scope="module")
+def small_fit(options):
+    """The fit without a checkpoint."""
+    return fit(**options)
+
+
+@pytest.fixture
+def run(options):
+    """The fit of ``small_fit``, with other options and a checkpoint."""
+    return lambda folder, **other: fit(**options | other, checkpoint=folder)
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
     """The folder of a finished fit, and the fit."""
-    folder, data = tmp_path_factory.mktemp("checkpoints") / "finished", read_trial(small_trial)
+    folder = tmp_path_factory.mktemp("checkpoints") / "finished"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
-        options = {"chains": 2, "settings": small_settings, "progress": False}
-        return folder, fit(load_model(MODEL), data, seed=3, checkpoint=folder, **options)
+        return folder, fit(**options, checkpoint=folder)
 
 
 @pytest.fixture
@@ -186,6 +198,36 @@ def test_what_was_not_written_is_sampled_again(small_fit, folder, run, lost):
     same(run(folder), small_fit)
 
 
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("stage-*",),
+        ("stage-1*", "stage-2*", "stage-3*"),
+        ("stage-1.chain-1*", "stage-2*", "stage-3*"),
+        ("stage-3.chain-0*",),
+    ],
+    ids=["start", "after the first pilot", "second pilot", "sampling"],
+)
+def test_importance_goes_on_with_the_same_draws(importance, run, tmp_path, lost):
+    """If it fails, what the proposals are tuned to is not kept whole."""
+    folder, alone, settings = importance
+    copy = tmp_path / "run"
+    shutil.copytree(folder, copy)
+    forget(copy, "finished.ckpt", *lost)
+    same(run(copy, method="importance", settings=settings), alone)
+
+
+@pytest.fixture(scope="module")
+def importance(options, tmp_path_factory):
+    """The folder of a finished fit by importance Gibbs, the same fit without a folder, and its settings."""
+    folder, settings = tmp_path_factory.mktemp("importance") / "run", Settings(100, 50, 50, 50, proposals=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoints, "SAVE_SECONDS", 0.0)
+        other = {"method": "importance", "settings": settings}
+        fit(**options | other, checkpoint=folder)
+        return folder, fit(**options | other), settings
+
+
 def test_extensions_and_careful_stages_are_gone_through_again(run, monkeypatch, tmp_path):
     """Decisions fall out the same: a resumed run must not judge by draws that came after the decision."""
     monkeypatch.setattr(fitting, "EXTENSION", 50)
@@ -205,7 +247,7 @@ def test_extensions_and_careful_stages_are_gone_through_again(run, monkeypatch, 
 
 def test_a_finished_fit_is_returned_as_it_was(finished, small_fit, run, monkeypatch):
     """The same call after the end samples nothing, compiles no sampler, and gives the same tree."""
-    monkeypatch.setattr(fitting, "Sampler", None)
+    monkeypatch.setattr(fitting, "Programs", None)
     folder, first = finished
     again = run(folder)
     same(again, first)

@@ -13,11 +13,13 @@ from jaxtyping import Array, Float
 from carkinetics.dataset import read_dataset
 from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import (
+    Bend,
     Point,
     Transport,
     cholesky,
     log_density,
     no_transport,
+    pairs,
     prior_precision,
     solve_lower,
     solve_upper,
@@ -113,12 +115,18 @@ def synthetic(model, obs, seed):
     information = np.einsum("aspm,asqm->apqs", root, root)[:, list(layout.random)]
     phi = [*(layout.parameters[i].theta for i in layout.estimated), *np.log([q.iiv for q in model.parameters if q.iiv])]
     phi += [np.log(assay.sigma) for assay in model.assays]
+    k = len(layout.random)
+    order = np.triu(np.ones((k, k)), 1)  # triangular: a parameter is moved by later ones only
+    first, second = pairs(k)
+    curve = rng.normal(0, 1, (k, len(first), n)) * (order[:, first] * order[:, second])[:, :, None]
+    bend = Bend(*(jnp.asarray(x) for x in (rng.normal(0, 1, (k, n)), rng.uniform(0.5, 2, (k, n)), curve)))
     scale = np.tril(rng.normal(0, 0.1, (layout.n_phi, layout.n_phi)), -1) + np.diag(rng.uniform(0.1, 0.5, layout.n_phi))
     return Transport(
         centre=jnp.asarray(phi + rng.normal(0, 0.1, layout.n_phi)),
         scale=jnp.asarray(scale),
         information=jnp.asarray(information),
         shift=jnp.asarray(rng.normal(0, 2, (*information.shape[:2], n))),
+        bend=bend,
     )
 
 

@@ -21,7 +21,7 @@ from carkinetics.dataset import read_dataset
 from carkinetics.demo import read_trial, virtual_trial
 from carkinetics.fit_result import convergence, population_draws
 from carkinetics.fitting import fit
-from carkinetics.inference.nuts import Settings
+from carkinetics.inference.chains import Settings
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.population import joint, make_observations

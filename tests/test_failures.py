@@ -10,8 +10,8 @@ import pytest
 
 import carkinetics as ck
 from carkinetics.errors import FitError, FitWarning
+from carkinetics.inference.chains import Block
 from carkinetics.inference.failures import MOVES, PLACES, around_divergences, failures
-from carkinetics.inference.nuts import Block
 from carkinetics.inference.solver_check import DRAWS, solver_error
 from carkinetics.model import Model, Parameter, Prior
 from carkinetics.population import make_observations
@@ -84,7 +84,7 @@ def draws(n, seed=0):
     phi = np.log([0.2, 0.3, 0.5]) + 0.2 * rng.standard_normal((n, 3))
     rest = {name: np.zeros(n) for name in ("lp", "energy", "acceptance_rate", "step_size")}
     rest |= {"diverging": np.zeros(n, bool), "n_steps": np.ones(n, int)}
-    return Block(phi=phi, z=rng.standard_normal((n, 1, 5)), **rest)
+    return Block(phi=phi, z=rng.standard_normal((n, 1, 5)), stats=rest)
 
 
 def individual(block):
@@ -164,12 +164,12 @@ def test_around_divergences_only_the_patient_at_the_edge_is_named(data):
     """Draws that stay where k is allowed, as a chain's do: the edge is found beside them."""
     block, limit = draws(400), 0.25e8
     kept = ~impossible(block, limit).any(axis=1)
-    block = Block(*(x[kept] for x in block))
+    block = jax.tree.map(lambda x: x[kept], block)
     with jax.enable_x64(True):
         problem = model(Limited(limit))
         obs = make_observations(problem, data)
         calm = around_divergences(problem, obs, [block], seed=1)
-        edge = block._replace(diverging=np.arange(len(block.lp)) % 10 == 0)
+        edge = block._replace(stats=block.stats | {"diverging": np.arange(len(block.phi)) % 10 == 0})
         found = around_divergences(problem, obs, [edge], seed=1)
     assert (calm.places, calm.failed.sum()) == (0, 0)
     assert found.places == PLACES * MOVES
@@ -180,7 +180,7 @@ def test_around_divergences_only_the_patient_at_the_edge_is_named(data):
 def test_a_fit_goes_on_and_names_the_patient(data, tmp_path):
     """If it fails, one patient's impossible values end the chains, or their divergences have no name."""
     settings = ck.Settings(pilot=100, warmup=100, draws=200, max_draws=200)
-    fit = ck.fit(model(Limited(0.26e8)), data, seed=2, chains=2, settings=settings, progress=False)
+    fit = ck.fit(model(Limited(0.26e8)), data, seed=2, method="nuts", chains=2, settings=settings, progress=False)
     check = fit.check()
     assert check.numbers["divergences"] > 0
     named = [r for r in check.reasons if "not finite" in r]

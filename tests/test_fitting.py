@@ -11,7 +11,7 @@ from carkinetics.dataset import read_dataset
 from carkinetics.demo import read_trial
 from carkinetics.errors import FitError, ModelError
 from carkinetics.fitting import fit
-from carkinetics.inference.nuts import BLOCK, Settings
+from carkinetics.inference.chains import BLOCK, Settings
 from carkinetics.model_files import load_model
 
 MODEL = "stein_2019_tisagenlecleucel"

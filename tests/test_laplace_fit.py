@@ -20,10 +20,11 @@ from carkinetics.diagnostics import gof
 from carkinetics.errors import FitError, FitWarning
 from carkinetics.fit_file import load_fit
 from carkinetics.fit_result import Fit
-from carkinetics.fitting import Finder, fit
+from carkinetics.fitting import fit
 from carkinetics.inference import approximation
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, find_modes, widen
+from carkinetics.inference.tuning import Tuner
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model, parse_model
 from carkinetics.population import make_layout, make_observations
@@ -258,7 +259,7 @@ def test_what_is_not_finite_is_named_by_patient_and_parameter():
     assert "P01" not in str(error.value)
     # NUTS goes on from the data alone, and says the same.
     with jax.enable_x64(True), pytest.warns(FitWarning, match=r"non-centred.*P02 \(a, b, c\)"):
-        _, notes = Finder(BROKEN, make_observations(BROKEN, data)).coordinates(data)
+        _, notes = Tuner(BROKEN, make_observations(BROKEN, data), "nuts").first(data)
     assert "P02 (a, b, c)" in notes[0]
 
 

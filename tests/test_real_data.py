@@ -9,7 +9,7 @@ import pytest
 from carkinetics.dataset import ReadOptions, read_dataset
 from carkinetics.errors import DataError
 from carkinetics.fitting import fit
-from carkinetics.inference.nuts import Settings
+from carkinetics.inference.chains import Settings
 from carkinetics.model_files import load_model
 
 FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

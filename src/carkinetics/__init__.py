@@ -23,7 +23,7 @@ _HOME = {
     "Parameter": "model",
     "Prior": "model",
     "ReadOptions": "dataset",
-    "Settings": "inference.nuts",
+    "Settings": "inference.chains",
     "Simulation": "simulation",
     "StressTest": "stress",
     "fit": "fitting",
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
     from carkinetics.fit_result import Check as Check
     from carkinetics.fit_result import Fit as Fit
     from carkinetics.fitting import fit as fit
-    from carkinetics.inference.nuts import Settings as Settings
+    from carkinetics.inference.chains import Settings as Settings
     from carkinetics.model import Assay as Assay
     from carkinetics.model import Model as Model
     from carkinetics.model import Parameter as Parameter

@@ -112,7 +112,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
 def _fit(arguments: argparse.Namespace) -> None:
     from carkinetics.fitting import fit
-    from carkinetics.inference.nuts import Settings
+    from carkinetics.inference.chains import Settings
     from carkinetics.model_files import load_model
 
     started = time.perf_counter()

@@ -176,17 +176,19 @@ class Fit:
         names, draws = population_draws(self)
         rhat, bulk, tail = convergence(draws)
         stats = self.tree["sample_stats"].to_dataset()
-        return {
-            "rhat": float(rhat.max()),
-            "worst_rhat": names[int(rhat.argmax())],
-            "ess_bulk": float(bulk.min()),
-            "worst_ess": names[int(bulk.argmin())],
-            "ess_tail": float(tail.min()),
-            "divergences": float(stats["diverging"].sum()),
-            "draws": float(stats["diverging"].size),
-            "deepest": float(stats["reached_max_treedepth"].sum()),
-            "ebfmi": _ebfmi(stats["energy"].values),
-        } | self._solver()
+        return (
+            {
+                "rhat": float(rhat.max()),
+                "worst_rhat": names[int(rhat.argmax())],
+                "ess_bulk": float(bulk.min()),
+                "worst_ess": names[int(bulk.argmin())],
+                "ess_tail": float(tail.min()),
+                "divergences": float(stats["diverging"].sum()) if "diverging" in stats else 0.0,
+                "draws": float(stats["lp"].size),
+            }
+            | _of_method(stats)
+            | self._solver()
+        )
 
     def _solver(self) -> dict:
         return {
@@ -227,9 +229,22 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
         f"{n['around_failed_patients']}. Tighten what the priors allow there: see carkinetics.stress_test."
     )
     yield text, n["around_failed"] > 0, False
-    yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
     yield from _faults_of_solver(n)
-    yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+    if "renewals" in n:
+        text = f"Patient {n['least_renewed']}'s parameters were renewed {n['renewals']:.0f} times < {ESS_MIN}: "
+        yield text + "raise Settings.proposals, or use method='nuts'.", n["renewals"] < ESS_MIN, False
+    else:
+        yield f"E-BFMI {n['ebfmi']:.2f} < {EBFMI_MIN}: the tails are explored slowly.", n["ebfmi"] < EBFMI_MIN, False
+        yield f"{n['deepest']:.0f} trajectories were cut at the largest tree depth.", n["deepest"] > 0, False
+
+
+def _of_method(stats: xr.Dataset) -> dict[str, float | str]:
+    """What only one of the samplers has to say."""
+    if "renewed" in stats:
+        renewals = stats["renewed"].sum(("chain", "draw")).values
+        least = int(renewals.argmin())
+        return {"renewals": float(renewals[least]), "least_renewed": str(stats["subject"].values[least])}
+    return {"deepest": float(stats["reached_max_treedepth"].sum()), "ebfmi": _ebfmi(stats["energy"].values)}
 
 
 def _faults_of_solver(n: dict) -> Iterator[tuple[str, bool, bool]]:

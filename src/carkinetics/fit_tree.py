@@ -116,6 +116,7 @@ _DIMS = {
     "ipred": ("obs",),
     "pred": ("obs",),
     "dv": ("obs",),
+    "renewed": ("subject",),
 }
 
 
@@ -167,12 +168,10 @@ def _per_draw(layout: Layout, obs: Observations, phi: np.ndarray, z: np.ndarray)
 
 
 def _stats(run: "Run") -> dict[str, np.ndarray]:
-    names = [name for name in run.blocks[0]._fields if name not in ("phi", "z")]
-    stats = {name: np.stack([getattr(b, name) for b in run.blocks]) for name in names}
-    if run.approximation is not None:
-        return stats  # no trajectories
-    stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)
-    stats["reached_max_treedepth"] = stats["tree_depth"] >= run.settings.max_tree_depth
+    stats = {name: np.stack([b.stats[name] for b in run.blocks]) for name in run.blocks[0].stats}
+    if run.method == "nuts":
+        stats["tree_depth"] = np.ceil(np.log2(stats["n_steps"] + 1)).astype(int)
+        stats["reached_max_treedepth"] = stats["tree_depth"] >= run.settings.max_tree_depth
     return stats
 
 
@@ -197,7 +196,7 @@ def _attributes(model: Model, data: Dataset, run: "Run") -> dict[str, str | int 
         "data_source": data.source,
         "data_sha256": data.sha256,
         "seed": int(run.seed),
-        "method": "nuts" if run.approximation is None else "laplace",
+        "method": run.method,
         "approximation": json.dumps(run.approximation),
         "settings": json.dumps(asdict(run.settings)),
         "seconds": json.dumps(run.seconds),

@@ -234,11 +234,15 @@ def individual_parameters(
     layout: Layout, theta: Float[Array, " parameter"], omega: Float[Array, " random"], z: Float[Array, "random subject"]
 ) -> Float[Array, "parameter subject"]:
     """Individual parameters on the transformed scale."""
-    n_subjects = z.shape[1]
-    effect = dict(zip(layout.random, omega[:, None] * z, strict=True))
-    return jnp.stack(
-        [theta[i] + effect[i] if i in effect else jnp.full(n_subjects, theta[i]) for i in range(len(theta))]
-    )
+    return with_random(layout, theta, theta[jnp.array(layout.random)][:, None] + omega[:, None] * z)
+
+
+def with_random(
+    layout: Layout, theta: Float[Array, " parameter"], x: Float[Array, "random subject"]
+) -> Float[Array, "parameter subject"]:
+    """Individual parameters, transformed scale, of which ``x`` are those that vary between patients."""
+    varying = dict(zip(layout.random, x, strict=True))
+    return jnp.stack([varying.get(i, jnp.full(x.shape[1], theta[i])) for i in range(len(theta))])
 
 
 def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> tuple:
@@ -283,6 +287,13 @@ def log_likelihood_of_rows(
     if obs.rows.between:
         parts.append(observation.log_prob_between(lower[between], y[between], f[between], s[between]))
     return jnp.concatenate(parts)
+
+
+def log_likelihood_by_subject(
+    ln_prediction: Float[Array, " obs"], sigma: Float[Array, " assay"], obs: Observations
+) -> Float[Array, " subject"]:
+    """Log likelihood of every patient's rows."""
+    return jax.ops.segment_sum(log_likelihood(ln_prediction, sigma, obs), obs.subject, obs.n_subjects)
 
 
 def split_phi(

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from carkinetics.errors import FitError
+from carkinetics.inference.chains import Block
 from carkinetics.inference.coordinates import Point, Transport, transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, Start, widen
 from carkinetics.model import Model, Prior
@@ -57,14 +58,6 @@ class Approximation(NamedTuple):
     uninformed: list[str]
 
 
-class Draws(NamedTuple):
-    """Draws from the approximation; the leading axis is the draw, ``lp`` the model's log density there."""
-
-    phi: Float[np.ndarray, "draw phi"]
-    z: Float[np.ndarray, "draw random subject"]
-    lp: Float[np.ndarray, " draw"]
-
-
 class _Place(NamedTuple):
     """A population, with its patients' Gaussians and the slope of the log marginal posterior in ``phi``."""
 
@@ -81,7 +74,7 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     FitError
         The density is not finite around the start.
     """
-    layout, first = make_layout(model), transport(model, obs, start)
+    layout, first = make_layout(model), transport(model, obs, start, straighten=False)
     n = layout.n_phi
     # The centre, which has no weight, and the spherical cubature rule.
     nodes = np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
@@ -117,7 +110,7 @@ def place(model: Model, obs: Observations, near: Transport, phi: Float[Array, " 
     layout = make_layout(model)
     z, precision = near.gaussians(layout, phi)
     start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=_PATIENT_ROUNDS)
-    return _Place(transport(model, obs, start), marginal_slope(model, start), start.decrement)
+    return _Place(transport(model, obs, start, straighten=False), marginal_slope(model, start), start.decrement)
 
 
 def marginal_slope(model: Model, start: Start) -> Float[Array, " phi"]:
@@ -209,7 +202,7 @@ def _at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
     return [layout.phi_names[k] for k in range(layout.n_phi)[_omegas(layout)] if phi[k] in (low, high)]
 
 
-def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Draws:
+def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Block:
     """``DRAWS`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error."""
     layout = make_layout(model)
     random = np.random.default_rng([seed, 3])
@@ -223,4 +216,5 @@ def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Draws:
         return phi, z, log_joint(model, obs, phi, z)
 
     points = Point(jnp.asarray(u), jnp.asarray(v))
-    return Draws(*(np.asarray(x) for x in jax.jit(lambda p: jax.lax.map(one, p, batch_size=_BATCH))(points)))
+    phi, z, lp = (np.asarray(x) for x in jax.jit(lambda p: jax.lax.map(one, p, batch_size=_BATCH))(points))
+    return Block(phi, z, {"lp": lp})

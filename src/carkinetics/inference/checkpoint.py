@@ -1,7 +1,7 @@
 """Checkpoints: a folder from which an interrupted fit goes on, with the draws it would have had anyway.
 
-``run.ckpt`` says whose folder it is. ``stage-N.ckpt`` has what a stage begins with: the coordinates, and every
-chain's state and key. ``stage-N.chain-C.ITERATIONS.ckpt`` has one chain's blocks since its file before, and its
+``run.ckpt`` says whose folder it is. ``stage-N.ckpt`` has what a stage begins with: the sampler's tuning, and
+every chain's state and key. ``stage-N.chain-C.ITERATIONS.ckpt`` has one chain's blocks since its file before, and its
 state after them: written once each, so a long run writes every draw once. ``finished.ckpt`` ends it.
 
 A resumed run goes the same way as an uninterrupted one; stored blocks take the place of sampled ones. Every
@@ -22,18 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from carkinetics.errors import FitError, FitWarning
-from carkinetics.inference.coordinates import Transport
+from carkinetics.inference.chains import BLOCK, Block, Chain, joined
 from carkinetics.inference.identity import differences
 from carkinetics.inference.lock import locked, terminable
-from carkinetics.inference.nuts import BLOCK, Block, Chain, joined
 from carkinetics.inference.records import Damaged, Record, checksum, read_record, write_record
 
 SAVE_SECONDS = 30.0  # at most this much of a chain's work is lost
 
 
 @contextmanager
-def opened(folder: Path | None, identity: Mapping[str, Any]) -> Iterator["Checkpoint"]:
+def opened(folder: Path | None, identity: Mapping[str, Any], rebuilt: Callable[[list], Any]) -> Iterator["Checkpoint"]:
     """The checkpoint in ``folder``, locked, ours, and writable; without a folder, one that keeps nothing.
+
+    ``rebuilt`` makes what the sampler is told from its arrays.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def opened(folder: Path | None, identity: Mapping[str, Any]) -> Iterator["Checkp
         Another process uses the folder, it cannot be written, or it belongs to another run.
     """
     if folder is None:
-        yield Checkpoint(None)
+        yield Checkpoint(None, rebuilt)
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -50,7 +51,7 @@ def opened(folder: Path | None, identity: Mapping[str, Any]) -> Iterator["Checkp
             f"{folder}: cannot keep a checkpoint there ({error.strerror or error}). Choose a writable folder."
         ) from error
     with locked(folder), terminable():
-        checkpoint = Checkpoint(folder)
+        checkpoint = Checkpoint(folder, rebuilt)
         checkpoint.claim(identity)
         yield checkpoint
 
@@ -58,8 +59,9 @@ def opened(folder: Path | None, identity: Mapping[str, Any]) -> Iterator["Checkp
 class Checkpoint:
     """A folder with what a run has done so far; or, without a folder, nothing."""
 
-    def __init__(self, folder: Path | None):
+    def __init__(self, folder: Path | None, rebuilt: Callable[[list], Any]):
         self.folder = folder
+        self._rebuilt = rebuilt
         self.notes: list[str] = []  # what was wrong with the folder
         self.stage = -1
         self.earlier = 0.0  # seconds that processes before this one spent
@@ -88,10 +90,14 @@ class Checkpoint:
         write_record(self.folder / "probe.ckpt", {}, {})  # a folder that has become read-only is told now
         (self.folder / "probe.ckpt").unlink()
 
-    def start(self) -> tuple[Transport, list[str]] | None:
-        """The first stage's coordinates, and what there was to say about them; None if there are none yet."""
+    def start(self) -> tuple[Any, list[str]] | None:
+        """The first stage's tuning, and what there was to say about it; None if there is none yet."""
         record = self._stage_record(0)
-        return None if record is None else (_coordinates(record), list(record.facts["notes"]))
+        return None if record is None else (self._tuning(record), list(record.facts["notes"]))
+
+    def _tuning(self, record: Record):
+        n = sum(name.startswith("tuning.") for name in record.arrays)
+        return self._rebuilt([jnp.array(record.arrays[f"tuning.{i}"]) for i in range(n)])
 
     def enter(self, chains: list[Chain], begin: Callable[[], None], notes: list[str]) -> None:
         """Begin the next stage: as it is recorded, or else by ``begin``, which is then recorded."""
@@ -104,7 +110,7 @@ class Checkpoint:
         record = self._stage_record(self.stage)
         if record is None:
             begin()
-            arrays = {k: np.asarray(v) for k, v in vars(chains[0].coordinates).items()}
+            arrays = {f"tuning.{i}": np.asarray(x) for i, x in enumerate(jax.tree.leaves(chains[0].tuning))}
             for c in chains:
                 arrays |= {f"{c.number}.{name}": x for name, x in _state_arrays(c).items()}
                 arrays[f"{c.number}.key"] = np.asarray(jax.random.key_data(c.key))
@@ -112,9 +118,9 @@ class Checkpoint:
             facts = {"run": self._run, "stage": self.stage, "chains": counts, "notes": notes}
             stage = write_record(self._stage_path(self.stage), facts, arrays)
         else:
-            stage, coordinates = record.sha256, _coordinates(record)
+            stage, tuning = record.sha256, self._tuning(record)
             for c in chains:
-                c.coordinates, c.blocks = coordinates, []
+                c.tuning, c.blocks = tuning, []
                 c.n_steps, c.done, c.warmup = record.facts["chains"][str(c.number)]
                 c.key = jax.random.wrap_key_data(jnp.array(record.arrays[f"{c.number}.key"]))
                 _restore_state(c, record, f"{c.number}.")
@@ -133,8 +139,8 @@ class Checkpoint:
             if len(chain.blocks) <= saved or not (pausing or time.monotonic() - when >= SAVE_SECONDS):
                 return
             facts = {"stage": stage, "first": saved, "last": len(chain.blocks), "seconds": self.seconds()}
-            draws = joined(chain.blocks[saved:])._asdict() | _state_arrays(chain)
-            write_record(self._chain_path(chain.number, len(chain.blocks)), facts, draws)
+            arrays = _draw_arrays(joined(chain.blocks[saved:])) | _state_arrays(chain)
+            write_record(self._chain_path(chain.number, len(chain.blocks)), facts, arrays)
             saved, when = len(chain.blocks), time.monotonic()
 
         chain.keep = keep
@@ -153,8 +159,8 @@ class Checkpoint:
                     f"{path}: does not follow on the file before it; one is missing or from another run. "
                     "Delete the folder to begin anew."
                 )
-            draws = [record.arrays[name] for name in Block._fields]
-            blocks.extend(Block(*parts) for parts in zip(*(np.split(x, len(x) // BLOCK) for x in draws), strict=True))
+            draws = _draws(record)
+            blocks.extend(jax.tree.map(lambda x, i=i: x[i : i + BLOCK], draws) for i in range(0, len(draws.phi), BLOCK))
             self.earlier = max(self.earlier, float(record.facts["seconds"]))
             last = record
         return blocks, last
@@ -220,9 +226,16 @@ class Checkpoint:
         return self.folder / f"stage-{self.stage}.chain-{chain}.{blocks * BLOCK:08d}.ckpt"
 
 
-def _coordinates(record: Record) -> Transport:
-    names = ("centre", "scale", "information", "shift")
-    return Transport(*(jnp.array(record.arrays[name]) for name in names))
+_STATS = "stats."
+
+
+def _draw_arrays(draws: Block) -> dict[str, np.ndarray]:
+    return {"phi": draws.phi, "z": draws.z} | {_STATS + name: x for name, x in draws.stats.items()}
+
+
+def _draws(record: Record) -> Block:
+    stats = {name.removeprefix(_STATS): x for name, x in record.arrays.items() if name.startswith(_STATS)}
+    return Block(record.arrays["phi"], record.arrays["z"], stats)
 
 
 def _state_arrays(chain: Chain) -> dict[str, np.ndarray]:
@@ -231,7 +244,7 @@ def _state_arrays(chain: Chain) -> dict[str, np.ndarray]:
 
 
 def _restore_state(chain: Chain, record: Record, prefix: str) -> None:
-    shapes, structure = jax.tree.flatten(chain.sampler.shape)
+    shapes, structure = jax.tree.flatten(chain.programs.shape)
     leaves = [jnp.array(record.arrays[f"{prefix}state.{i}"]) for i in range(len(shapes))]
     leaves = [jax.random.wrap_key_data(x) if _is_key(s) else x for s, x in zip(shapes, leaves, strict=True)]
     chain.state = jax.tree.unflatten(structure, leaves)

@@ -13,12 +13,25 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Float
 
 from carkinetics.inference.laplace import Start
 from carkinetics.model import Model
-from carkinetics.population import Layout, Observations, log_joint, log_prior_phi, make_layout, split_phi
+from carkinetics.population import (
+    Layout,
+    Observations,
+    ln_pred,
+    log_joint,
+    log_likelihood,
+    log_prior_phi,
+    make_layout,
+    split_phi,
+    with_random,
+)
+
+_REACH = 4.0  # of a bend, in conditional SDs: two do little, eight harm
 
 
 class Point(NamedTuple):
@@ -26,6 +39,39 @@ class Point(NamedTuple):
 
     u: Float[Array, " phi"]
     v: Float[Array, "random subject"]
+
+
+class Bend(eqx.Module):
+    """A patient's banana made straight: ``x = y + sum_ab curve_ab t_a t_b``, ``t = reach tanh((y - middle) / reach)``.
+
+    Only parameters that the samples say more about are moved, by those that they say less about: a triangular map,
+    which keeps volumes. Its terms are bounded, so that far away it is a shift.
+
+    Attributes
+    ----------
+    middle, reach : Float["random subject"]
+    curve : Float["random pair subject"]
+        One entry for each pair ``a <= b``.
+    """
+
+    middle: Float[Array, "random subject"]
+    reach: Float[Array, "random subject"]
+    curve: Float[Array, "random pair subject"]
+
+    def __call__(self, y: Float[Array, "random subject"]) -> Float[Array, "random subject"]:
+        """Individual parameters (transformed scale) from straight ones."""
+        t = self.reach * jnp.tanh((y - self.middle) / self.reach)
+        first, second = pairs(len(t))
+        return y + jnp.einsum("kqs,qs->ks", self.curve, t[first] * t[second])
+
+    def inverse(self, x: Float[Array, "random subject"]) -> Float[Array, "random subject"]:
+        """Straight parameters from individual ones: each round settles one more of a triangular map's rows."""
+        return jax.lax.fori_loop(0, len(x), lambda _, y: x - (self(y) - y), x)
+
+
+def pairs(k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both members of every pair ``a <= b`` of ``k`` parameters."""
+    return np.triu_indices(k)
 
 
 class Transport(eqx.Module):
@@ -41,26 +87,49 @@ class Transport(eqx.Module):
     shift : Float["assay random subject"]
         ``information`` times the individual parameters plus the score, so that a patient's conditional mean
         follows from any population.
+    bend : Bend or None
+        None where the structure is taken as it is.
     """
 
     centre: Float[Array, " phi"]
     scale: Float[Array, "phi phi"]
     information: Float[Array, "assay random parameter subject"]
     shift: Float[Array, "assay random subject"]
+    bend: Bend | None
 
     def __call__(
         self, layout: Layout, point: Point
     ) -> tuple[Float[Array, " phi"], Float[Array, "random subject"], Float[Array, ""]]:
         """``phi``, ``z``, and the log of the determinant of the map (up to a constant)."""
         phi = self.centre + self.scale @ point.u
-        precision, pull = self._conditional(layout, phi)
-        factor, k = cholesky(precision), len(precision)
-        z = solve_upper(factor, solve_lower(factor, pull) + point.v)
-        return phi, z, -jnp.sum(jnp.log(jnp.stack([factor[j][j] for j in range(k)])))
+        z, log_det = self.patients(layout, *split_phi(layout, phi), point.v)
+        return phi, z, log_det.sum()
 
-    def _conditional(self, layout: Layout, phi: Float[Array, " phi"]):
-        """Every patient's conditional precision of ``z`` given ``phi``, and its linear term."""
-        theta, omega, sigma = split_phi(layout, phi)
+    def patients(
+        self, layout: Layout, theta, omega, sigma, v: Float[Array, "random subject"]
+    ) -> tuple[Float[Array, "random subject"], Float[Array, " subject"]]:
+        """``z`` from whitened patients, given a population, and log determinants; an omega may be negative."""
+        precision, pull = self.conditional(layout, theta, omega, sigma)
+        factor = cholesky(precision)
+        z = solve_upper(factor, solve_lower(factor, pull) + v)
+        if self.bend is not None:
+            typical = theta[jnp.array(layout.random)][:, None]
+            z = (self.bend(typical + omega[:, None] * z) - typical) / omega[:, None]
+        return z, -jnp.log(jnp.stack([factor[j][j] for j in range(len(factor))])).sum(0)
+
+    def whitened(
+        self, layout: Layout, theta, omega, sigma, z: Float[Array, "random subject"]
+    ) -> Float[Array, "random subject"]:
+        """The inverse of :meth:`patients`."""
+        precision, pull = self.conditional(layout, theta, omega, sigma)
+        factor, k = cholesky(precision), len(precision)
+        if self.bend is not None:
+            typical = theta[jnp.array(layout.random)][:, None]
+            z = (self.bend.inverse(typical + omega[:, None] * z) - typical) / omega[:, None]
+        return jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)]) - solve_lower(factor, pull)
+
+    def conditional(self, layout: Layout, theta, omega, sigma):
+        """Every patient's conditional precision of ``z`` given a population, and its linear term."""
         _, _, sigma_start = split_phi(layout, self.centre)
         # Information of log-normal residuals grows as sigma^-2.
         weight = (sigma_start / sigma) ** 2
@@ -75,17 +144,14 @@ class Transport(eqx.Module):
         self, layout: Layout, phi: Float[Array, " phi"]
     ) -> tuple[Float[Array, "random subject"], Float[Array, "random random subject"]]:
         """Centre and precision of every patient's conditional Gaussian of ``z`` given ``phi``."""
-        precision, pull = self._conditional(layout, phi)
+        precision, pull = self.conditional(layout, *split_phi(layout, phi))
         factor = cholesky(precision)
         return solve_upper(factor, solve_lower(factor, pull)), precision
 
     def inverse(self, layout: Layout, phi: Float[Array, " phi"], z: Float[Array, "random subject"]) -> Point:
         """The point that the map sends to ``(phi, z)``."""
         u = jax.scipy.linalg.solve_triangular(self.scale, phi - self.centre, lower=True)
-        precision, pull = self._conditional(layout, phi)
-        factor, k = cholesky(precision), len(precision)
-        whitened = jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)])
-        return Point(u, whitened - solve_lower(factor, pull))
+        return Point(u, self.whitened(layout, *split_phi(layout, phi), z))
 
 
 def log_density(model: Model, obs: Observations, map_: Transport, point: Point) -> Float[Array, ""]:
@@ -94,10 +160,21 @@ def log_density(model: Model, obs: Observations, map_: Transport, point: Point) 
     return log_joint(model, obs, phi, z) + log_det
 
 
-def transport(model: Model, obs: Observations, start: Start) -> Transport:
+def scattered(key, layout: Layout, map_: Transport, phi, z, jitter: Float[Array, ""]) -> Point:
+    """The point of ``(phi, z)``, and ``jitter`` times a standard normal draw from there."""
+    at = map_.inverse(layout, phi, z)
+    for_u, for_v = jax.random.split(key)
+    return Point(
+        u=at.u + jitter * jax.random.normal(for_u, at.u.shape),
+        v=at.v + jitter * jax.random.normal(for_v, at.v.shape),
+    )
+
+
+def transport(model: Model, obs: Observations, start: Start, *, straighten: bool = True) -> Transport:
     """Coordinates from a start.
 
-    The population's scale is the approximate posterior covariance at the start.
+    The population's scale is the approximate posterior covariance at the start. Patients are straightened where the
+    structure is solved, unless ``straighten`` is False; a closed form is piecewise and bends little between kinks.
     """
     layout = make_layout(model)
     theta, omega, _ = split_phi(layout, start.phi)
@@ -114,18 +191,69 @@ def transport(model: Model, obs: Observations, start: Start) -> Transport:
         scale=_population_scale(model, layout, obs, start),
         information=start.information[:, random],
         shift=shift,
+        bend=straightened(model, obs, start) if straighten and not model.structure.closed_form else None,
     )
+
+
+def straightened(model: Model, obs: Observations, start: Start) -> Bend:
+    """The bend that cancels, as far as it can, the second derivatives of every patient's curve.
+
+    A step ``d`` of the less known parameters bends the predicted levels by ``H d d / 2``; the better known ones are
+    moved by what takes most of that back, in the samples' own weights.
+    """
+    layout = make_layout(model)
+    theta, omega, sigma = split_phi(layout, start.phi)
+    k, n = len(layout.random), obs.n_subjects
+    middle = theta[jnp.array(layout.random)][:, None] + omega[:, None] * start.z
+
+    def level(x):
+        return ln_pred(layout, with_random(layout, theta, x), obs)
+
+    unit = jnp.broadcast_to(jnp.eye(k)[:, :, None], (k, k, n))
+    first, second = pairs(k)
+    jacobian = jax.vmap(lambda a: jax.jvp(level, (middle,), (a,))[1])(unit)  # (random, obs)
+
+    def twice(a, b):
+        return jax.jvp(lambda x: jax.jvp(level, (x,), (a,))[1], (middle,), (b,))[1]
+
+    hessian = jax.lax.map(lambda ab: twice(*ab), (unit[first], unit[second]))  # (pair, obs)
+    hessian = jnp.where((first == second)[:, None], 0.5, 1.0) * hessian  # of d_a d_b in the Taylor sum
+    slope = jax.grad(lambda f: log_likelihood(f, sigma, obs).sum())
+    weight = jnp.maximum(-jax.jvp(slope, (level(middle),), (jnp.ones(obs.n_obs),))[1], 0.0)
+
+    def total(per_row):  # (obs, ...) -> (subject, ...)
+        return jax.ops.segment_sum(per_row, obs.subject, n)
+
+    among = total(jnp.einsum("o,ko,lo->okl", weight, jacobian, jacobian))
+    between = total(jnp.einsum("o,ko,qo->okq", weight, jacobian, hessian))
+    known = jnp.einsum("skk->sk", among) * omega**2  # what the samples say, against the population's spread
+    spread = jnp.sqrt(jnp.einsum("skk->sk", jnp.linalg.inv(among + jnp.diag(omega**-2.0))))
+    # A parameter may be moved by a pair only if both are less known than itself.
+    may = known[:, :, None] > jnp.maximum(known[:, first], known[:, second])[:, None, :]
+    # Per pair, least squares over the parameters that may move.
+    both = may[:, :, None, :] & may[:, None, :, :]
+    ridge = jnp.eye(k)[None, :, :, None] * jnp.where(may, omega[None, :, None] ** -2.0, 1.0)[:, :, None, :]
+    system = jnp.where(both, among[:, :, :, None], 0.0) + ridge
+    moved = jnp.linalg.solve(jnp.moveaxis(system, 3, 1), jnp.moveaxis(jnp.where(may, between, 0.0), 2, 1)[..., None])
+    curve = -jnp.where(may, jnp.moveaxis(moved[..., 0], 1, 2), 0.0)
+    reach = _REACH * spread
+    # No more than one SD of the moved parameter at one SD of the moving ones.
+    most = spread[:, :, None] / (spread[:, first] * spread[:, second])[:, None, :]
+    curve = jnp.clip(jnp.where(jnp.isfinite(curve), curve, 0.0), -most, most)
+    return Bend(middle, reach.T, jnp.moveaxis(curve, 0, 2))
 
 
 def no_transport(model: Model, obs: Observations, phi: Float[Array, " phi"]) -> Transport:
     """Plain non-centred coordinates: what is used where the start fails."""
     layout = make_layout(model)
     k, p, a, n = len(layout.random), len(layout.parameters), len(layout.assays), obs.n_subjects
+    straight = Bend(jnp.zeros((k, n)), jnp.ones((k, n)), jnp.zeros((k, len(pairs(k)[0]), n)))
     return Transport(
         centre=phi,
         scale=jnp.diag(prior_precision(model, phi) ** -0.5),
         information=jnp.zeros((a, k, p, n)),
         shift=jnp.zeros((a, k, n)),
+        bend=None if model.structure.closed_form else straight,
     )
 
 
@@ -168,7 +296,7 @@ def cholesky(matrix: Float[Array, "k k subject"]) -> list[list[Float[Array, " su
     return factor
 
 
-def solve_lower(factor, rhs: Float[Array, "k subject"]) -> Float[Array, "k subject"]:
+def solve_lower(factor, rhs: Float[Array, "k *n"]) -> Float[Array, "k *n"]:
     """``C^-1 rhs`` for the factor of :func:`cholesky`."""
     x: list = []
     for i in range(len(factor)):

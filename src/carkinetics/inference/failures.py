@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from carkinetics.inference.nuts import Block
+from carkinetics.inference.chains import Block, diverging
 from carkinetics.model import Model
 from carkinetics.population import (
     Observations,
@@ -87,8 +87,8 @@ def around_divergences(model: Model, obs: Observations, blocks: list[Block], *, 
     The proposal that failed is not kept, and its draw is where the chain stayed: a place that was allowed. What
     is looked at is therefore the neighbourhood, as wide as the posterior is in every direction.
     """
-    phi, z, diverging = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("phi", "z", "diverging"))
-    where = np.flatnonzero(diverging)
+    phi, z = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("phi", "z"))
+    where = np.flatnonzero(np.concatenate([diverging(b) for b in blocks]))
     if not len(where):
         return Around(np.zeros(obs.n_subjects, int), 0)
     where = where[np.linspace(0, len(where) - 1, PLACES).astype(int)]  # a few are looked at more than once

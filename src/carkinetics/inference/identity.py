@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from carkinetics.dataset import Dataset
+from carkinetics.inference.chains import BLOCK, Settings
 from carkinetics.inference.guess import starting_values
-from carkinetics.inference.nuts import BLOCK, Settings
 from carkinetics.model import Model
 from carkinetics.population import Observations, log_joint
 
@@ -24,17 +24,19 @@ _DENSITY_TOLERANCE = 1e-9  # relative: processors may differ in the last digits
 
 
 def identity(
-    model: Model, data: Dataset, obs: Observations, settings: Settings, seed: int, chains: int
+    model: Model, data: Dataset, obs: Observations, method: str, settings: Settings, seed: int, chains: int, width: int
 ) -> dict[str, Any]:
-    """What decides the draws, as plain values: data, model, its density, settings, seed, chains, versions."""
+    """What decides the draws, as plain values: data, model, its density, method, settings, seed, chains, versions."""
     generator = f"{jax.random.key_impl(jax.random.key(0))}, partitionable {jax.config.jax_threefry_partitionable}"  # type: ignore[attr-defined]
     return {
         "data": _digest(data.sha256, str(obs.rows), *map(_bytes, jax.tree.leaves(obs))),
         "model": _digest(model.toml, repr(model.parameters), repr(model.assays), _source(model)),
         "density": _density(model, data, obs),
+        "method": method,
         "settings": asdict(settings),
         "seed": int(seed),
         "chains": chains,
+        "vectorised": width,
         "versions": {p: version(p) for p in _PACKAGES},
         "machine": {"backend": jax.default_backend(), "generator": generator, "block": BLOCK},
     }

@@ -23,6 +23,7 @@ from carkinetics.population import (
     individual_parameters,
     ln_pred,
     log_likelihood,
+    log_likelihood_by_subject,
     log_prior_phi,
     make_layout,
     split_phi,
@@ -232,7 +233,7 @@ def patient_terms(
         return jnp.moveaxis(sums.reshape(n_assays, obs.n_subjects, *per_row.shape[1:]), 1, -1)
 
     return _Terms(
-        log_lik=jax.ops.segment_sum(rows(prediction), obs.subject, obs.n_subjects),
+        log_lik=log_likelihood_by_subject(prediction, sigma, obs),
         score=total((score * jacobian).T),
         information=total(jnp.einsum("o,ko,lo->okl", weight, jacobian, jacobian)),
         slope_sigma=total(by_sigma),
@@ -265,8 +266,8 @@ def _newton_step(layout: Layout, obs: Observations, phi, z, damping):
 
     def posterior(z):
         individual = individual_parameters(layout, theta, omega, z)
-        rows = log_likelihood(ln_pred(layout, individual, obs), sigma, obs)
-        return jax.ops.segment_sum(rows, obs.subject, obs.n_subjects) - 0.5 * jnp.sum(z * z, axis=0)
+        fit = log_likelihood_by_subject(ln_pred(layout, individual, obs), sigma, obs)
+        return fit - 0.5 * jnp.sum(z * z, axis=0)
 
     better: Bool[Array, " subject"] = posterior(z + step) >= posterior(z)
     return jnp.where(better, z + step, z), jnp.where(better, damping / 4, damping * 6 + 1e-3)

@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics import solvers
-from carkinetics.inference.approximation import Draws
-from carkinetics.inference.nuts import Block
+from carkinetics.inference.chains import Block
 from carkinetics.model import Model
 from carkinetics.population import (
     Layout,
@@ -87,7 +86,7 @@ class SolverError(NamedTuple):
     draws: int
 
 
-def solver_error(model: Model, obs: Observations, blocks: list[Block] | list[Draws]) -> SolverError:
+def solver_error(model: Model, obs: Observations, blocks: list[Block]) -> SolverError:
     """Solve posterior draws again with the reference solver, and compare at the samples' times."""
     layout, structure = make_layout(model), model.structure
     if structure.closed_form or structure.stiff:  # evaluated, or solved by the reference's own kind

@@ -1,0 +1,97 @@
+"""What each patient's parameters might be: the distributions that importance samples are drawn from."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from carkinetics.inference.coordinates import cholesky, solve_lower
+
+FREEDOM = 4  # of the t distributions: tails that are heavier than any patient's posterior
+BROAD_SHARE = 0.15  # of proposals that are drawn from the population, widened: no part of it is ever out of reach
+_BROAD = 1.5  # its SDs, in omegas
+_INFLATION = 1.2  # of a patient's covariance
+_TRUST = 20  # draws that the covariance known before counts for
+
+
+class Proposals(eqx.Module):
+    """For every patient a mixture of two multivariate t distributions: its own, and the population's, widened.
+
+    Attributes
+    ----------
+    mean : Float["random subject"]
+    factor : Float["random random subject"]
+        Lower triangular; ``factor factor'`` is the scale matrix.
+    broad_mean, broad_scale : Float[" random"]
+    """
+
+    mean: Float[Array, "random subject"]
+    factor: Float[Array, "random random subject"]
+    broad_mean: Float[Array, " random"]
+    broad_scale: Float[Array, " random"]
+
+    def sample(self, key, n: int) -> Float[Array, "random n subject"]:
+        """``n`` parameter sets (transformed scale) per patient."""
+        for_step, for_component = jax.random.split(key)
+        k, n_subjects = self.mean.shape
+        step = standard_t(for_step, k, n, n_subjects)
+        own = self.mean[:, None] + jnp.einsum("kls,lns->kns", self.factor, step)
+        broad = self.broad_mean[:, None, None] + self.broad_scale[:, None, None] * step
+        is_broad = jax.random.uniform(for_component, (n, n_subjects), jnp.float32) < BROAD_SHARE
+        return jnp.where(is_broad, broad, own)
+
+    def log_density(self, x: Float[Array, "random n subject"]) -> Float[Array, "n subject"]:
+        """Log density, up to a constant that all patients and parameter sets share."""
+        k = len(self.mean)
+        rows = [[self.factor[i, j] for j in range(i + 1)] for i in range(k)]
+        own = solve_lower(rows, x - self.mean[:, None])
+        broad = (x - self.broad_mean[:, None, None]) / self.broad_scale[:, None, None]
+        of_own = log_standard_t(own, jnp.stack([rows[i][i] for i in range(k)])[:, None])
+        of_broad = log_standard_t(broad, self.broad_scale[:, None, None])
+        return jnp.logaddexp(of_own + np.log1p(-BROAD_SHARE), of_broad + np.log(BROAD_SHARE))
+
+
+def standard_t(key, k: int, n: int, n_subjects: int) -> Float[Array, "k n subject"]:
+    """Draws of a standard multivariate t distribution of ``k`` dimensions.
+
+    In single precision, which halves the cost: where the sets lie is random anyway, and their density is computed
+    where they do lie.
+    """
+    for_normal, for_tail = jax.random.split(key)
+    # A chi-square of four degrees of freedom is twice a sum of two exponentials.
+    tail = jax.random.exponential(for_tail, (2, n, n_subjects), jnp.float32).sum(0) * 2 / FREEDOM
+    return (jax.random.normal(for_normal, (k, n, n_subjects), jnp.float32) / jnp.sqrt(tail)).astype(float)
+
+
+def log_standard_t(x: Float[Array, "k n subject"], scale: Float[Array, " k *n"]) -> Float[Array, "n subject"]:
+    """Log density of ``scale x``, up to a constant, if ``x`` is standard."""
+    k = len(x)
+    return -0.5 * (FREEDOM + k) * jnp.log1p(jnp.sum(x**2, axis=0) / FREEDOM) - jnp.sum(jnp.log(scale), axis=0)
+
+
+def make_proposals(
+    mean: Float[Array, "random subject"],
+    covariance: Float[Array, "random random subject"],
+    theta: Float[Array, " random"],
+    omega: Float[Array, " random"],
+) -> Proposals:
+    """Proposals around each patient's mean, and around a population's."""
+    k = len(mean)
+    rows = cholesky(_INFLATION * covariance)
+    zero = jnp.zeros_like(mean[0])
+    factor = jnp.stack([jnp.stack([rows[i][j] if j <= i else zero for j in range(k)]) for i in range(k)])
+    return Proposals(mean, factor, theta, _BROAD * omega)
+
+
+def from_draws(
+    x: Float[np.ndarray, "draw random subject"],
+    known: Float[Array, "random random subject"],
+    theta: Float[Array, " random"],
+    omega: Float[Array, " random"],
+) -> Proposals:
+    """Proposals with the moments of a pilot's draws; ``known`` is a covariance that stands in while they are few."""
+    mean = x.mean(0)
+    squares = np.einsum("dks,dls->kls", x - mean, x - mean)
+    covariance = (squares + _TRUST * np.asarray(known)) / (len(x) + _TRUST)
+    return make_proposals(jnp.asarray(mean), jnp.asarray(covariance), theta, omega)

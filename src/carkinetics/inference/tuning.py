@@ -1,0 +1,192 @@
+"""What a sampler is told before it samples: from the data alone, then from a pilot's own draws."""
+
+import warnings
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from carkinetics.dataset import Dataset
+from carkinetics.errors import FitError, FitWarning
+from carkinetics.findings import listed
+from carkinetics.fit_result import convergence
+from carkinetics.inference.chains import Block, Settings
+from carkinetics.inference.coordinates import Bend, Point, Transport, no_transport, transport
+from carkinetics.inference.failures import failures
+from carkinetics.inference.guess import starting_values
+from carkinetics.inference.importance import Importance, Tuning, shrunk, tuned
+from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
+from carkinetics.inference.nuts import Nuts
+from carkinetics.inference.proposals import Proposals, from_draws, make_proposals
+from carkinetics.model import Model
+from carkinetics.population import Observations, make_layout, split_phi
+
+LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
+Method = Literal["importance", "nuts"]
+# Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
+SHIFTS, SLOW = 2, 0.1
+KERNELS = {"importance": Importance, "nuts": Nuts}
+
+
+def pilots(method: Method, settings: Settings) -> list[int]:
+    """Iterations of each pilot; after each the sampler is tuned anew.
+
+    After the last there is one more as long as all of them, if the sampler has begun to take long steps meanwhile.
+    """
+    if method == "nuts":
+        return [settings.pilot]
+    # Each finds more of the posterior's width than the one before, which its own tuning had held back.
+    quarter = settings.pilot // 4
+    return [quarter, quarter, settings.pilot - 2 * quarter]
+
+
+def rebuilt(model: Model, method: Method, leaves: list[Array]) -> Transport | Tuning:
+    """A tuning from its arrays, in the order in which ``jax.tree.leaves`` gives them."""
+    centre, scale, information, shift, *rest = leaves
+    bend = None if model.structure.closed_form else Bend(*rest[:3])
+    found = Transport(centre, scale, information, shift, bend)
+    if method == "nuts":
+        return found
+    mean, factor, broad_mean, broad_scale, *rest = rest if bend is None else rest[3:]
+    return Tuning(found, Proposals(mean, factor, broad_mean, broad_scale), *rest)
+
+
+class _Picture(NamedTuple):
+    """A Gaussian picture of the posterior: coordinates, and every patient given the population at their centre."""
+
+    start: Start
+    transport: Transport
+    mean: Float[Array, "random subject"]
+    covariance: Float[Array, "random random subject"]
+
+
+class Tuner:
+    """Tunes a sampler: before sampling from the data, later from the chains' own draws."""
+
+    def __init__(self, model: Model, obs: Observations, method: Method):
+        self.model, self.obs = model, obs
+        self.method: Method = method
+        self._modes = jax.jit(lambda obs, phi, z: find_modes(model, obs, phi, z))
+        self._start = jax.jit(lambda obs, phi, z: widen(model, obs, phi, z, jnp.array(True)))
+        self._widen = jax.jit(self._picture)
+
+    def _picture(self, obs: Observations, phi, z, move) -> _Picture:
+        start = widen(self.model, obs, phi, z, move)
+        found = transport(self.model, obs, start)
+        return _Picture(start, found, *_patients(self.model, found))
+
+    def first(self, data: Dataset) -> tuple[Transport | Tuning, list[str]]:
+        """From the data alone, and what to say about it."""
+        phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
+        picture = self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
+        if not _finite(picture):
+            note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower. "
+            note += self.not_finite(data)
+            warnings.warn(note, FitWarning, stacklevel=3)
+            found = no_transport(self.model, self.obs, phi)
+            return self._tuning(found, *_patients(self.model, found)), [note]
+        names = ", ".join(lost(data, picture.start.decrement))
+        notes = [f"No Gaussian start for patient(s) {names}: they slow the sampler."] if names else []
+        return self._tuning(*picture[1:]), notes
+
+    def laplace_start(self, data: Dataset) -> Start:
+        """The start alone.
+
+        Raises
+        ------
+        FitError
+            It is not finite.
+        """
+        phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
+        found = self._start(self.obs, *self._modes(self.obs, phi, z))
+        if not _finite(found):
+            raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
+        return found
+
+    def not_finite(self, data: Dataset) -> str:
+        """After a start that failed: in which patients and parameters, and what to do."""
+        where = not_finite(self.model, self.obs, *(jnp.asarray(x) for x in starting_values(self.model, data)))
+        names = np.array([p.name for p in self.model.parameters])
+        who = [f"{data.subjects[i]} ({', '.join(names[where[:, i]])})" for i in np.flatnonzero(where.any(0))]
+        if not who:
+            return "No single patient is to blame: narrow the priors (model.with_priors)."
+        return (
+            f"The likelihood is not finite for patient(s), by parameter: {listed(who)}. Look at their doses and "
+            "samples, or narrow the priors of these parameters (model.with_priors)."
+        )
+
+    def at_fault(self, data: Dataset, phi, z) -> str:
+        """A sentence that names the patients without a finite density at a start; empty if there are none."""
+        found = jax.jit(lambda obs, phi, z: failures(self.model, obs, phi, z))(self.obs, phi, z)
+        bad = np.flatnonzero(found.density)
+        what = "curve" if np.asarray(found.solve)[bad].all() else "density"
+        who = listed(data.subjects[i] for i in bad)
+        return f" At the start, the {what} of patient(s) {who} is not finite." if len(bad) else ""
+
+    def centre(self, tuning: Transport | Tuning) -> tuple[Float[Array, " phi"], Float[Array, "random subject"]]:
+        """Population and patients in the middle of the start's picture."""
+        found = tuning if isinstance(tuning, Transport) else tuning.transport
+        layout = make_layout(self.model)
+        at_rest = Point(jnp.zeros(layout.n_phi), jnp.zeros((len(layout.random), self.obs.n_subjects)))
+        phi, z, _ = found(layout, at_rest)
+        return phi, z
+
+    def unfinished(self, tuning: Transport | Tuning) -> bool:
+        """Whether one more pilot is worth its time: the long steps' own width is found by taking them."""
+        return isinstance(tuning, Tuning) and int(tuning.shifts) > 0
+
+    def _tuning(self, found: Transport, mean, covariance) -> Transport | Tuning:
+        if self.method == "nuts":
+            return found
+        layout = make_layout(self.model)
+        theta, omega, _ = split_phi(layout, found.centre)
+        proposals = make_proposals(mean, covariance, theta[jnp.array(layout.random)], omega)
+        return tuned(self.model, found, found.scale @ found.scale.T, proposals)
+
+    def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
+        """From a pilot's draws; what they cannot give stays as it was.
+
+        A typical value that the data barely inform lies where only sampling finds it, and its uncertainty is
+        wider than any curvature says.
+        """
+        phi, z = np.concatenate([d.phi for d in draws]), np.concatenate([d.z for d in draws])
+        picture = self._widen(self.obs, jnp.asarray(phi.mean(0)), jnp.asarray(z.mean(0)), jnp.array(False))
+        if isinstance(old, Transport):
+            if not _finite(picture):
+                return old
+            found = picture.transport
+            scale = jnp.linalg.cholesky(shrunk(phi, old.scale @ old.scale.T))
+            return Transport(found.centre, scale, found.information, found.shift, found.bend)
+        if _finite(picture):
+            found, covariance = picture.transport, picture.covariance
+        else:
+            found, (_, covariance) = old.transport, _patients(self.model, old.transport)
+        layout = make_layout(self.model)
+        theta, omega, _ = (np.asarray(x) for x in jax.vmap(lambda x: split_phi(layout, x))(phi))
+        random = list(layout.random)
+        x = theta[:, random, None] + omega[:, :, None] * z
+        proposals = from_draws(x, covariance, jnp.asarray(theta[:, random].mean(0)), jnp.asarray(omega.mean(0)))
+        chains = np.stack([d.phi for d in draws])
+        slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
+        return tuned(self.model, found, found.scale @ found.scale.T, proposals, chains, shifts=SHIFTS if slow else 0)
+
+
+def _patients(model: Model, found: Transport):
+    """Mean and covariance of every patient's random parameters, given the population at the centre."""
+    layout = make_layout(model)
+    theta, omega, _ = split_phi(layout, found.centre)
+    z, precision = found.gaussians(layout, found.centre)
+    mean = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
+    covariance = jnp.moveaxis(jnp.linalg.inv(jnp.moveaxis(precision, -1, 0)), 0, -1)
+    return mean, omega[:, None, None] * covariance * omega[None, :, None]
+
+
+def lost(data: Dataset, decrement: Float[Array, " subject"] | Float[np.ndarray, " subject"]) -> list[str]:
+    """Patients whose Gaussian was not found."""
+    return [data.subjects[i] for i in np.flatnonzero(~(np.asarray(decrement) <= LOST))]
+
+
+def _finite(tree) -> bool:
+    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))

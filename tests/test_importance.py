@@ -1,0 +1,227 @@
+"""The pieces of importance Gibbs: proposals against their densities, moves against the distributions they must keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from carkinetics.demo import MODEL, read_trial, virtual_trial
+from carkinetics.inference.chains import Settings
+from carkinetics.inference.importance import Importance, Tuning, autocorrelation, bowed, mirrored, to_place
+from carkinetics.inference.proposals import BROAD_SHARE, FREEDOM, from_draws, log_standard_t, make_proposals, standard_t
+from carkinetics.inference.tuning import Tuner
+from carkinetics.model import Prior
+from carkinetics.model_files import load_model
+from carkinetics.population import log_joint, make_layout, make_observations, split_phi
+
+PUBLISHED = load_model(MODEL)
+HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.beta": Prior("halfnormal", 0.0, 1.0)})
+
+
+def random_proposals(k=3, n=4, seed=0):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(k, k, n))
+    covariance = np.einsum("ijs,ljs->ils", root, root) + 0.1 * np.eye(k)[:, :, None]
+    mean, theta, omega = rng.normal(size=(k, n)), rng.normal(size=k), rng.uniform(0.5, 2, k)
+    return make_proposals(*(jnp.asarray(x) for x in (mean, covariance, theta, omega)))
+
+
+def test_density_of_proposals_is_scipys():
+    """If it fails, weights are wrong, and with them every patient."""
+    with jax.enable_x64(True):
+        p = random_proposals()
+        x = np.random.default_rng(1).normal(0, 3, (3, 50, 4))
+        found = np.asarray(p.log_density(jnp.asarray(x)))
+        broad = stats.multivariate_t(np.asarray(p.broad_mean), np.diag(np.asarray(p.broad_scale) ** 2), df=FREEDOM)
+        wanted = np.empty_like(found)
+        for s in range(4):
+            factor = np.asarray(p.factor[:, :, s])
+            own = stats.multivariate_t(np.asarray(p.mean[:, s]), factor @ factor.T, df=FREEDOM)
+            parts = (1 - BROAD_SHARE) * own.pdf(x[:, :, s].T) + BROAD_SHARE * broad.pdf(x[:, :, s].T)
+            wanted[:, s] = np.log(parts)
+    # A constant that all patients and sets share is left out.
+    np.testing.assert_allclose(found - found[0, 0], wanted - wanted[0, 0], rtol=0, atol=1e-11)
+
+
+def test_proposals_are_drawn_from_their_density():
+    """If it fails, what is drawn and what it is weighed by differ: every patient's posterior is off."""
+    with jax.enable_x64(True):
+        p = random_proposals(k=2, n=2)
+        x = np.asarray(p.sample(jax.random.key(0), 40_000))
+        for s in range(2):
+            factor = np.asarray(p.factor[:, :, s])
+            scale = factor @ factor.T
+            for j in range(2):
+
+                def cdf(q, j=j, s=s, scale=scale):
+                    own = stats.t(FREEDOM, p.mean[j, s], np.sqrt(scale[j, j])).cdf(q)
+                    return (1 - BROAD_SHARE) * own + BROAD_SHARE * stats.t(
+                        FREEDOM, p.broad_mean[j], p.broad_scale[j]
+                    ).cdf(q)
+
+                assert stats.kstest(x[j, :, s], cdf).pvalue > 1e-3
+        t = np.asarray(standard_t(jax.random.key(1), 3, 40_000, 1))[..., 0]
+        # The squared length of a multivariate t vector over its dimension is F distributed.
+        assert stats.kstest((t**2).sum(0) / 3, stats.f(3, FREEDOM).cdf).pvalue > 1e-3
+        density = np.asarray(log_standard_t(jnp.asarray(t[:, :5, None]), jnp.ones(3)))[:, 0]
+        wanted = stats.multivariate_t(np.zeros(3), np.eye(3), df=FREEDOM).logpdf(t[:, :5].T)
+        np.testing.assert_allclose(np.diff(density), np.diff(wanted), atol=1e-11)
+
+
+def test_proposals_take_the_pilots_moments():
+    """If it fails, a pilot teaches nothing."""
+    rng = np.random.default_rng(2)
+    x = rng.multivariate_normal([1.0, -2.0], [[1.0, 0.6], [0.6, 2.0]], 4000)[:, :, None]
+    with jax.enable_x64(True):
+        p = from_draws(x, jnp.eye(2)[:, :, None], jnp.zeros(2), jnp.ones(2))
+        covariance = np.asarray(p.factor[:, :, 0] @ p.factor[:, :, 0].T)
+    np.testing.assert_allclose(p.mean[:, 0], [1.0, -2.0], atol=0.1)
+    np.testing.assert_allclose(covariance, 1.2 * np.array([[1.0, 0.6], [0.6, 2.0]]), rtol=0.1)
+
+
+@pytest.fixture(scope="module")
+def parts():
+    """A kernel whose omegas are partly mirrored, with a tuning and a place."""
+    data = read_trial(virtual_trial(1, patients=5))
+    with jax.enable_x64(True):
+        obs = make_observations(HALF, data)
+        tuner = Tuner(HALF, obs, "importance")
+        tuning, _ = tuner.first(data)
+        phi, z = tuner.centre(tuning)
+        yield Importance(HALF, Settings(proposals=16)), obs, tuning, phi, z
+
+
+def test_which_omegas_are_mirrored():
+    """A log-normal prior excludes zero: its omega stays a logarithm."""
+    assert mirrored(PUBLISHED) == (False,) * 6
+    assert mirrored(HALF) == (False, False, False, False, True, True)
+
+
+def test_whitened_places_go_there_and_back(parts):
+    """If it fails, a step starts elsewhere than where the chain stands."""
+    kernel, _, tuning, phi, _ = parts
+    rng = np.random.default_rng(3)
+    places = rng.normal(size=(4, 60, 13)) @ np.diag(rng.uniform(0.1, 1, 13)) + rng.normal(size=13)
+    scale, bow = bowed(places, jnp.eye(13))
+    bent = Tuning(tuning.transport, tuning.proposals, tuning.inner, tuning.centre, scale, bow + 0.3, tuning.shifts)
+    bent = Tuning(*(vars(bent) | {"bow": bent.bow.at[0].set(0.0)}).values())
+    for each in (tuning, bent):
+        u = jnp.asarray(rng.normal(size=13))
+        np.testing.assert_allclose(each.whitened(each.place(u)), u, atol=1e-9)
+    # Volumes are kept up to a constant: the same determinant everywhere.
+    sizes = [
+        np.linalg.slogdet(np.asarray(jax.jacobian(bent.place)(jnp.asarray(rng.normal(size=13)))))[1] for _ in "123"
+    ]
+    np.testing.assert_allclose(sizes, sizes[0], rtol=1e-10)
+    np.testing.assert_allclose(kernel._phi(to_place(kernel.layout, kernel.mirrored, phi)), phi, rtol=1e-12)
+
+
+def test_a_bow_is_found():
+    """If it fails, a ridge that bends is straight to the sampler."""
+    rng = np.random.default_rng(4)
+    slow = np.cumsum(0.2 * rng.normal(size=(4, 400)), axis=1)
+    slow = slow / slow.std()
+    places = np.stack([rng.normal(size=(4, 400)), slow, 0.8 * slow**2 + 0.1 * rng.normal(size=(4, 400))], axis=-1)
+    assert autocorrelation(places).argmax() in (1, 2)
+    with jax.enable_x64(True):
+        scale, bow = bowed(places[..., [0, 1, 1]] + [0, 0, 1e-3] * rng.normal(size=(4, 400, 3)), jnp.eye(3))
+        assert np.abs(np.asarray(bow)).max() < 0.3
+        draws = places.reshape(-1, 3)[:, [1, 0, 2]][None]  # the slow one first
+        draws[..., 1] = rng.normal(size=1600)
+        scale, bow = bowed(draws, jnp.eye(3))
+        straight = np.linalg.solve(np.asarray(scale), (draws[0] - draws[0].mean(0)).T)
+    assert np.abs(np.asarray(bow)).max() > 0.5
+    assert straight.shape == (3, 1600)
+
+
+def test_a_mirrored_omega_counts_its_rate(parts):
+    """The density of a place is the model's with d phi / d place; a mirror image has the same."""
+    kernel, obs, _, phi, z = parts
+    place = to_place(kernel.layout, kernel.mirrored, phi)
+    n = len(kernel.layout.estimated)
+    mirror = place.at[n + 4].multiply(-1)
+    for each in (place, mirror):
+        np.testing.assert_allclose(kernel._phi(each), phi, rtol=1e-12)
+    rate = np.linalg.slogdet(np.asarray(jax.jacobian(kernel._phi)(place)))[1]
+    np.testing.assert_allclose(kernel._log_rate(phi), rate, rtol=1e-12)
+    _, omega, _ = kernel._population(mirror)
+    assert float(omega[4]) < 0
+    np.testing.assert_allclose(np.abs(omega), split_phi(kernel.layout, phi)[1], rtol=1e-12)
+    # The mirrored population with mirrored effects is the same patients.
+    assert np.isfinite(float(log_joint(kernel.model, obs, phi, z)))
+
+
+@pytest.mark.parametrize("step", ["_renew", "_shift", "_move"])
+def test_each_step_leaves_the_prior_as_it_is(step):
+    """Without samples' information the posterior is the prior: whatever a step does to draws of it, they stay draws.
+
+    Every step alone, from exact draws, many times over: a wrong weight, Jacobian or acceptance shows as a drift.
+    """
+    # Two patients whose single sample lies below a limit that nobody ever reaches: the likelihood is one.
+    from carkinetics.demo import virtual_trial
+
+    frame = virtual_trial(2, patients=2)
+    data = read_trial(frame)
+    with jax.enable_x64(True):
+        obs = make_observations(HALF, data)
+        obs = unlimited(obs)
+        kernel = Importance(HALF, Settings(proposals=4))
+        layout = make_layout(HALF)
+        tuner = Tuner(HALF, obs, "importance")
+        tuning, _ = tuner.first(read_trial(frame)) if False else (prior_tuning(kernel, obs), [])
+        from carkinetics.population import prior_phi
+
+        n = 4000
+        keys = jax.random.split(jax.random.key(5), n)
+        phi = prior_phi(HALF, jax.random.key(6), n)
+        z = jax.random.normal(jax.random.key(7), (n, len(layout.random), obs.n_subjects))
+
+        def moved(key, phi, z):
+            for k in jax.random.split(key, 3):
+                if step == "_move":
+                    phi, z, *_ = kernel._move(k, obs, tuning, phi, z, 0.4)
+                elif step == "_renew":
+                    phi, z, *_ = kernel._renew(k, obs, tuning, phi, z, 0.4)
+                else:
+                    phi, z, *_ = kernel._shift(k, obs, tuning, phi, z)
+            return phi, z
+
+        after, effects = jax.jit(jax.vmap(moved))(keys, phi, z)
+    fresh = np.asarray(prior_phi(HALF, jax.random.key(8), n))
+    moved_share = np.mean(np.any(np.asarray(after) != np.asarray(phi), axis=1))
+    assert moved_share > 0.2
+    p = [stats.ks_2samp(np.asarray(after)[:, j], fresh[:, j]).pvalue for j in range(layout.n_phi)]
+    p += [stats.kstest(np.asarray(effects)[:, j, s], "norm").pvalue for j in range(6) for s in range(2)]
+    assert min(p) > 1e-4, p
+
+
+def unlimited(obs):
+    """The same observations, all of them below a limit that is never reached."""
+    import equinox as eqx
+
+    from carkinetics.population import Rows
+
+    obs = eqx.tree_at(lambda o: (o.ln_dv, o.ln_limit), obs, (jnp.full_like(obs.ln_dv, 1e6),) * 2)
+    object.__setattr__(obs, "rows", Rows(0, obs.n_obs, 0, 0))
+    return obs
+
+
+def prior_tuning(kernel, obs):
+    """A tuning that knows something, wrong as it may be: information about patients, proposals off the prior."""
+    from carkinetics.inference.coordinates import no_transport
+    from carkinetics.inference.importance import tuned
+
+    layout, rng = kernel.layout, np.random.default_rng(9)
+    phi = jnp.asarray([p.theta for p in HALF.parameters] + [np.log(p.iiv) for p in HALF.parameters] + [np.log(0.5)])
+    found = no_transport(HALF, obs, phi)
+    k, n = len(layout.random), obs.n_subjects
+    root = rng.normal(size=(k, k, n))
+    information = np.einsum("ijs,ljs->ils", root, root)[None]
+    found = type(found)(
+        found.centre, found.scale, jnp.asarray(information), jnp.asarray(rng.normal(size=(1, k, n))), None
+    )
+    theta, omega, _ = split_phi(layout, phi)
+    covariance = jnp.broadcast_to(jnp.eye(k)[:, :, None], (k, k, n))
+    proposals = make_proposals(theta[:, None] + jnp.asarray(rng.normal(size=(k, n))), covariance, theta, omega)
+    return tuned(HALF, found, found.scale @ found.scale.T, proposals, shifts=2)
