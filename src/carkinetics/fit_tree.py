@@ -7,6 +7,7 @@ halves the file and is a thousand times finer than any Monte Carlo error.
 import json
 import platform
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xarray as xr
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from carkinetics.dataset import Dataset
 from carkinetics.inference.failures import Around
@@ -57,7 +58,7 @@ def build_tree(
     phi = np.stack([b.phi for b in run.blocks])
     z = np.stack([b.z for b in run.blocks])
     posterior = _population(layout, phi)
-    per_draw = _per_draw(layout, obs, phi, z)
+    per_draw = _per_draw(model, obs, phi, z)
     back = np.argsort(row_order(data))  # the density's row order -> the dataset's
     for name in ("ipred", "pred", "log_likelihood"):
         per_draw[name] = per_draw[name][..., back]
@@ -141,28 +142,32 @@ def _population(layout: Layout, phi: np.ndarray) -> dict[str, np.ndarray]:
     return {"tv": tv, "theta": theta, "omega": omega, "sigma": np.asarray(sigma)}
 
 
-def _per_draw(layout: Layout, obs: Observations, phi: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
-    """Random effects, individual parameters, predictions and log likelihood of every draw, float32."""
+@partial(jax.jit, static_argnums=0)
+@partial(jax.vmap, in_axes=(None, None, 0, 0))
+def _of_draw(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]):
+    """Random effects, individual parameters, predictions and log likelihood of a draw, float32."""
+    layout = make_layout(model)
+    theta, omega, sigma = split_phi(layout, phi)
+    individual = individual_parameters(layout, theta, omega, z)
+    ln_ipred = ln_pred(layout, individual, obs)
+    typical = individual_parameters(layout, theta, omega, jnp.zeros_like(z))
+    found = {
+        "eta": (individual - theta[:, None]).T,
+        "individual": jnp.stack(natural(layout, individual)).T,
+        "ipred": jnp.exp(ln_ipred),
+        "pred": jnp.exp(ln_pred(layout, typical, obs)),
+        "log_likelihood": log_likelihood(ln_ipred, sigma, obs),
+    }
+    return {name: x.astype(jnp.float32) for name, x in found.items()}
 
-    def one(phi, z):
-        theta, omega, sigma = split_phi(layout, phi)
-        individual = individual_parameters(layout, theta, omega, z)
-        ln_ipred = ln_pred(layout, individual, obs)
-        typical = individual_parameters(layout, theta, omega, jnp.zeros_like(z))
-        return {
-            "eta": (individual - theta[:, None]).T,
-            "individual": jnp.stack(natural(layout, individual)).T,
-            "ipred": jnp.exp(ln_ipred),
-            "pred": jnp.exp(ln_pred(layout, typical, obs)),
-            "log_likelihood": log_likelihood(ln_ipred, sigma, obs),
-        }
 
-    batch = jax.jit(jax.vmap(lambda phi, z: {k: v.astype(jnp.float32) for k, v in one(phi, z).items()}))
+def _per_draw(model: Model, obs: Observations, phi: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:
+    """:func:`_of_draw` of every draw, in batches."""
     chains, draws = phi.shape[:2]
     phi, z = phi.reshape(-1, phi.shape[-1]), z.reshape(-1, *z.shape[2:])
     pad = -len(phi) % _BATCH  # one shape, one compiled program
     phi, z = (np.concatenate([x, np.repeat(x[-1:], pad, 0)]) for x in (phi, z))
-    parts = [batch(phi[i : i + _BATCH], z[i : i + _BATCH]) for i in range(0, len(phi), _BATCH)]
+    parts = [_of_draw(model, obs, phi[i : i + _BATCH], z[i : i + _BATCH]) for i in range(0, len(phi), _BATCH)]
     joined = {k: np.concatenate([np.asarray(p[k]) for p in parts])[: chains * draws] for k in parts[0]}
     return {k: v.reshape(chains, draws, *v.shape[1:]) for k, v in joined.items()}
 

@@ -10,6 +10,7 @@ Where the likelihood is Gaussian in the individual parameters the slope is exact
 approximation, and says so wherever it is shown.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -78,12 +79,11 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     n = layout.n_phi
     # The centre, which has no weight, and the spherical cubature rule.
     nodes = np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
-    visit = jax.jit(lambda obs, map_, phis: jax.lax.map(lambda phi: place(model, obs, map_, phi), phis))
     map_, centre, covariance = first, np.asarray(first.centre), np.asarray(first.scale @ first.scale.T)
     pace, last = 0.5, np.zeros(n)
     for _ in range(ROUNDS):
         scale = np.linalg.cholesky(covariance)
-        found = visit(obs, map_, jnp.asarray(centre + nodes @ scale.T))
+        found = _visit(model, obs, map_, jnp.asarray(centre + nodes @ scale.T))
         map_ = jax.tree.map(lambda x: x[0], found.map_)
         slope, information = _averages(nodes, scale, np.asarray(found.slope))
         # Half steps, as for the patients: full ones oscillate.
@@ -99,10 +99,15 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
         if max(length, widened) < CLOSE:
             break
     # Once more where the centre is now; in all places at once, since that program is compiled.
-    found = jax.tree.map(lambda x: x[0], visit(obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
+    found = jax.tree.map(lambda x: x[0], _visit(model, obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
     map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.linalg.cholesky(jnp.asarray(covariance)))
     last_move = max(length, widened)
     return Approximation(map_, np.asarray(found.decrement), last_move, _at_bound(layout, centre), uninformed)
+
+
+@partial(jax.jit, static_argnums=0)
+def _visit(model: Model, obs: Observations, near: Transport, phis: Float[Array, "node phi"]) -> _Place:
+    return jax.lax.map(lambda phi: place(model, obs, near, phi), phis)
 
 
 def place(model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"]) -> _Place:
@@ -210,11 +215,16 @@ def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Block:
     u -= u.mean(0)
     u = np.linalg.solve(np.linalg.cholesky(np.cov(u.T, bias=True)), u.T).T
     v = random.standard_normal((DRAWS, *map_.shift.shape[1:]))
+    phi, z, lp = (np.asarray(x) for x in _drawn(model, obs, map_, Point(jnp.asarray(u), jnp.asarray(v))))
+    return Block(phi, z, {"lp": lp})
+
+
+@partial(jax.jit, static_argnums=0)
+def _drawn(model: Model, obs: Observations, map_: Transport, points: Point):
+    layout = make_layout(model)
 
     def one(point):
         phi, z, _ = map_(layout, point)
         return phi, z, log_joint(model, obs, phi, z)
 
-    points = Point(jnp.asarray(u), jnp.asarray(v))
-    phi, z, lp = (np.asarray(x) for x in jax.jit(lambda p: jax.lax.map(one, p, batch_size=_BATCH))(points))
-    return Block(phi, z, {"lp": lp})
+    return jax.lax.map(one, points, batch_size=_BATCH)

@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float
 
 from carkinetics.errors import FitError
 from carkinetics.inference.progress import Report, silent
+from carkinetics.model import Model
 from carkinetics.population import Observations
 
 BLOCK = 25  # iterations per call of the compiled program: the grain of progress and of interruption
@@ -89,6 +90,7 @@ class Block(NamedTuple):
 class Kernel(Protocol):
     """A sampler: how a chain starts, and one iteration of it; pure functions of arrays, compiled by `Programs`."""
 
+    model: Model
     settings: Settings
 
     def start(self, key, obs: Observations, tuning, phi, z, jitter) -> Any:
@@ -108,21 +110,47 @@ class Kernel(Protocol):
         ...
 
 
+class _Compiled(NamedTuple):
+    """A kernel's programs, and the shapes of one chain's state."""
+
+    start: Callable[..., Any]
+    block: Callable[..., tuple[Any, Block]]
+    shape: Any
+
+
+_COMPILED: dict[Any, _Compiled] = {}  # by everything that a program depends on; the data are arguments
+_KEPT = 8  # programs
+
+
 class Programs:
-    """A kernel's compiled programs for one device, one shape of data and of tuning, and lanes of so many chains."""
+    """A kernel's compiled programs for one device, one shape of data and of tuning, and lanes of so many chains.
+
+    A second fit of equal shapes in the same process, with another seed or other data, compiles nothing.
+    """
 
     def __init__(self, kernel: Kernel, obs: Observations, tuning, phi, z, *, device=None, width: int = 1):
         self.kernel, self.settings, self.width, self.device = kernel, kernel.settings, width, device
         self.obs = self.here(obs)
         begin = self.here((jax.random.key(0), obs, tuning, phi, z, jnp.array(0.0)))
-        self.shape = jax.eval_shape(kernel.start, *begin)  # of one chain's state
-        many, block = self.shape, self._block
-        if width > 1:
-            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((width, *x.shape), x.dtype), self.shape)
+        leaves, structure = jax.tree.flatten((obs, tuning))
+        shapes = tuple((x.shape, x.dtype) for x in leaves)
+        key = (type(kernel), kernel.model, kernel.settings, device, width, structure, shapes, jax.config.jax_enable_x64)
+        if key not in _COMPILED:
+            while len(_COMPILED) >= _KEPT:
+                _COMPILED.pop(next(iter(_COMPILED)))
+            _COMPILED[key] = self._compile(begin)
+        self.start, self._compiled, self.shape = _COMPILED[key]
+
+    def _compile(self, begin) -> _Compiled:
+        shape = jax.eval_shape(self.kernel.start, *begin)  # of one chain's state
+        many, block = shape, self._block
+        if self.width > 1:
+            many = jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.width, *x.shape), x.dtype), shape)
             block = jax.vmap(block, in_axes=(0, None, None))
-        lowered = (jax.jit(kernel.start).lower(*begin), jax.jit(block).lower(many, *begin[1:3]))
+        lowered = (jax.jit(self.kernel.start).lower(*begin), jax.jit(block).lower(many, *begin[1:3]))
         with ThreadPoolExecutor(2) as pool:  # XLA compiles outside the interpreter's lock
-            self.start, self._compiled = pool.map(lambda program: program.compile(), lowered)
+            start, compiled = pool.map(lambda program: program.compile(), lowered)
+        return _Compiled(start, compiled, shape)
 
     def here(self, arrays):
         """The arrays on this program's device, or where they are if it has none of its own."""

@@ -118,7 +118,7 @@ def widen(
     obs: Observations,
     phi: Float[Array, " phi"],
     z: Float[Array, "random subject"],
-    move: Bool[Array, ""],
+    move: Bool[Array, ""] | bool,
     *,
     precision: Float[Array, "random random subject"] | None = None,
     rounds: int = WIDENING_ROUNDS,

@@ -1,5 +1,6 @@
 """How far the solver's curves are from the ODE: asked where the posterior is, answered by the reference solver."""
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -86,21 +87,26 @@ class SolverError(NamedTuple):
     draws: int
 
 
+@partial(jax.jit, static_argnums=0)
+def _distances(model: Model, obs: Observations, phi: Float[Array, "draw phi"], z: Float[Array, "draw random subject"]):
+    layout = make_layout(model)
+
+    def one(phi, z):
+        theta, omega, _ = split_phi(layout, phi)
+        return distance(layout, obs, individual_parameters(layout, theta, omega, z), max_steps=solvers.MAX_STEPS)
+
+    return jax.lax.map(lambda at: one(*at), (phi, z))
+
+
 def solver_error(model: Model, obs: Observations, blocks: list[Block]) -> SolverError:
     """Solve posterior draws again with the reference solver, and compare at the samples' times."""
-    layout, structure = make_layout(model), model.structure
+    structure = model.structure
     if structure.closed_form or structure.stiff:  # evaluated, or solved by the reference's own kind
         none = np.zeros(obs.n_subjects, int)
         return SolverError(0.0, 0, none, none, 0)
     phi, z = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("phi", "z"))
     chosen = np.linspace(0, len(phi) - 1, DRAWS).astype(int)
-
-    def one(obs, phi, z):
-        theta, omega, _ = split_phi(layout, phi)
-        return distance(layout, obs, individual_parameters(layout, theta, omega, z), max_steps=solvers.MAX_STEPS)
-
-    run = jax.jit(lambda obs, phi, z: jax.lax.map(lambda at: one(obs, *at), (phi, z)))
-    found = jax.tree.map(np.asarray, run(obs, jnp.asarray(phi[chosen]), jnp.asarray(z[chosen])))
+    found = jax.tree.map(np.asarray, _distances(model, obs, jnp.asarray(phi[chosen]), jnp.asarray(z[chosen])))
     largest = found.ln_level.max(axis=0)
     failed, unsolved = found.failed.sum(axis=0), found.unsolved.sum(axis=0)
     return SolverError(float(largest.max()), int(largest.argmax()), failed, unsolved, DRAWS)

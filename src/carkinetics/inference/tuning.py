@@ -1,6 +1,7 @@
 """What a sampler is told before it samples: from the data alone, then from a pilot's own draws."""
 
 import warnings
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from carkinetics.population import Observations, make_layout, split_phi
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 Method = Literal["importance", "nuts"]
 # Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
-SHIFTS, SLOW = 2, 0.1
+SHIFTS, SLOW = 2, 0.05
 KERNELS = {"importance": Importance, "nuts": Nuts}
 
 
@@ -62,25 +63,29 @@ class _Picture(NamedTuple):
     covariance: Float[Array, "random random subject"]
 
 
+# Compiled once per model and shape of data, whichever fit asks.
+_modes = jax.jit(find_modes, static_argnums=0)
+_start = jax.jit(partial(widen, move=True), static_argnums=0)
+
+
+@partial(jax.jit, static_argnums=0)
+def _picture(model: Model, obs: Observations, phi, z, move) -> _Picture:
+    start = widen(model, obs, phi, z, move)
+    found = transport(model, obs, start)
+    return _Picture(start, found, *_patients(model, found))
+
+
 class Tuner:
     """Tunes a sampler: before sampling from the data, later from the chains' own draws."""
 
     def __init__(self, model: Model, obs: Observations, method: Method):
         self.model, self.obs = model, obs
         self.method: Method = method
-        self._modes = jax.jit(lambda obs, phi, z: find_modes(model, obs, phi, z))
-        self._start = jax.jit(lambda obs, phi, z: widen(model, obs, phi, z, jnp.array(True)))
-        self._widen = jax.jit(self._picture)
-
-    def _picture(self, obs: Observations, phi, z, move) -> _Picture:
-        start = widen(self.model, obs, phi, z, move)
-        found = transport(self.model, obs, start)
-        return _Picture(start, found, *_patients(self.model, found))
 
     def first(self, data: Dataset) -> tuple[Transport | Tuning, list[str]]:
         """From the data alone, and what to say about it."""
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        picture = self._widen(self.obs, *self._modes(self.obs, phi, z), jnp.array(True))
+        picture = _picture(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True)
         if not _finite(picture):
             note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower. "
             note += self.not_finite(data)
@@ -100,7 +105,7 @@ class Tuner:
             It is not finite.
         """
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        found = self._start(self.obs, *self._modes(self.obs, phi, z))
+        found = _start(self.model, self.obs, *_modes(self.model, self.obs, phi, z))
         if not _finite(found):
             raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
         return found
@@ -119,7 +124,7 @@ class Tuner:
 
     def at_fault(self, data: Dataset, phi, z) -> str:
         """A sentence that names the patients without a finite density at a start; empty if there are none."""
-        found = jax.jit(lambda obs, phi, z: failures(self.model, obs, phi, z))(self.obs, phi, z)
+        found = failures(self.model, self.obs, phi, z)
         bad = np.flatnonzero(found.density)
         what = "curve" if np.asarray(found.solve)[bad].all() else "density"
         who = listed(data.subjects[i] for i in bad)
@@ -152,7 +157,7 @@ class Tuner:
         wider than any curvature says.
         """
         phi, z = np.concatenate([d.phi for d in draws]), np.concatenate([d.z for d in draws])
-        picture = self._widen(self.obs, jnp.asarray(phi.mean(0)), jnp.asarray(z.mean(0)), jnp.array(False))
+        picture = _picture(self.model, self.obs, jnp.asarray(phi.mean(0)), jnp.asarray(z.mean(0)), False)
         if isinstance(old, Transport):
             if not _finite(picture):
                 return old
