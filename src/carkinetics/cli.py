@@ -65,7 +65,12 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--model", default="stein_2019_tisagenlecleucel", help="published name, or a .toml file")
     fit.add_argument("--out", type=Path, default=Path("carkinetics-fit"), help="folder for the results")
     fit.add_argument("--seed", type=int, default=1)
-    fit.add_argument("--method", choices=("nuts", "laplace"), default="nuts", help="laplace: approximate, in seconds")
+    fit.add_argument(
+        "--method",
+        choices=("importance", "nuts", "laplace"),
+        default="importance",
+        help="how the posterior is found; laplace: approximated, for a quick look",
+    )
     fit.add_argument("--max-draws", type=int, help="draws per chain at most, while the fit has not converged")
     fit.add_argument("--checkpoint", type=Path, metavar="DIR", help="go on from here after an interruption")
     _table_options(fit)
