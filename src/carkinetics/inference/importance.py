@@ -170,7 +170,7 @@ class Importance:
     def _renew(self, key, obs: Observations, tuning: Tuning, phi, z, step):
         """Proposals; the population on their averaged weights; one set for each patient."""
         layout, random = self.layout, jnp.array(self.layout.random)
-        for_sets, for_choice, *for_moves = jax.random.split(key, 2 + _INNER_MOVES)
+        for_sets, for_choice, for_moves = jax.random.split(key, 3)
         theta, omega, sigma = split_phi(layout, phi)
         present = theta[random][:, None] + omega[:, None] * z
         fresh = tuning.proposals.sample(for_sets, self.settings.proposals - 1)
@@ -195,10 +195,13 @@ class Importance:
             average = jax.scipy.special.logsumexp(log_weights(there), axis=0)
             return average.sum() + log_prior_phi(self.model, there).sum()
 
-        u, accepted = jnp.zeros(len(moving)), 0.0
-        for for_move in for_moves:
-            moved = _trajectory(for_move, u, log_marginal, step)
-            u, accepted = moved.at, accepted + moved.accept / _INNER_MOVES
+        def move(carry, key):
+            u, accepted = carry
+            moved = _trajectory(key, u, log_marginal, step)
+            return (moved.at, accepted + moved.accept / _INNER_MOVES), None
+
+        keys = jax.random.split(for_moves, _INNER_MOVES)
+        (u, accepted), _ = jax.lax.scan(move, (jnp.zeros(len(moving)), 0.0), keys)
         phi = phi.at[moving].add(tuning.inner @ u)
         choice = jax.random.categorical(for_choice, log_weights(phi), axis=0)
         x = jnp.take_along_axis(sets, choice[None, None], axis=1)[:, 0]
@@ -254,23 +257,23 @@ class Importance:
             prior = log_prior_phi(self.model, phi).sum() + self._log_rate(phi)
             return jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
 
-        def move(_, carry):
+        def move(i, carry):
+            """A step; the first goes nowhere, and finds the weights here (one copy of the solver is compiled)."""
             key, u, weights, value, accepted = carry
             key, for_angle, for_step, for_accept = jax.random.split(key, 4)
             # A rotation towards a fresh draw of the Gaussian: short steps as well as independent ones.
-            angle = 0.5 * jnp.pi * jax.random.uniform(for_angle)
+            angle = jnp.where(i > 0, 0.5 * jnp.pi * jax.random.uniform(for_angle), 0.0)
             there = jnp.cos(angle) * u + jnp.sin(angle) * jax.random.normal(for_step, u.shape)
             weights_there = log_weights(tuning.place(there))
             value_there = log_marginal(there, weights_there)
             change = value_there - value
             taken = jnp.log(jax.random.uniform(for_accept)) < jnp.where(jnp.isnan(change), -jnp.inf, change)
+            taken = taken | (i == 0)
             new, old = (there, weights_there, value_there), (u, weights, value)
             return key, *_select(taken, new, old), accepted + taken
 
-        u = tuning.whitened(place)
-        weights = log_weights(place)
-        begin = (for_moves, u, weights, log_marginal(u, weights), 0)
-        _, u, weights, _, accepted = jax.lax.fori_loop(0, tuning.shifts, move, begin)
+        begin = (for_moves, tuning.whitened(place), jnp.zeros(sets.shape[1:]), -jnp.inf, -1)
+        _, u, weights, _, accepted = jax.lax.fori_loop(0, tuning.shifts + 1, move, begin)
         choice = jax.random.categorical(for_choice, weights, axis=0)
         v = jnp.take_along_axis(sets, choice[None, None], axis=1)[:, 0]
         place = tuning.place(u)
@@ -315,17 +318,17 @@ def _trajectory(key, at: Float[Array, " n"], log_density, step) -> _Moved:
     steps = jnp.clip(jnp.ceil(way / step), 1, _MOST_STEPS).astype(int)
     step = step * jax.random.uniform(for_step, minval=0.8, maxval=1.2)
     momentum = jax.random.normal(for_momentum, at.shape)
-    value, gradient = slope(at)
 
-    def leapfrog(_, carry):
-        at, momentum, _, gradient = carry
-        momentum = momentum + 0.5 * step * gradient
-        at = at + step * momentum
+    def leapfrog(i, carry):
+        """A way and a kick; none and half a one at the start, so that one copy of the gradient is compiled."""
+        at, momentum, begin, _ = carry
+        at = at + jnp.where(i > 0, step, 0.0) * momentum
         value, gradient = slope(at)
-        return at, momentum + 0.5 * step * gradient, value, gradient
+        kick = jnp.where((i == 0) | (i == steps), 0.5, 1.0) * step
+        return at, momentum + kick * gradient, jnp.where(i == 0, value, begin), value
 
-    there, last, end, _ = jax.lax.fori_loop(0, steps, leapfrog, (at, momentum, value, gradient))
-    change = end - 0.5 * last @ last - value + 0.5 * momentum @ momentum
+    there, last, begin, end = jax.lax.fori_loop(0, steps + 1, leapfrog, (at, momentum, 0.0, 0.0))
+    change = end - 0.5 * last @ last - begin + 0.5 * momentum @ momentum
     change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
     accept = jnp.minimum(1.0, jnp.exp(change))
     taken = jax.random.uniform(for_accept) < accept
