@@ -42,3 +42,23 @@ def small_fit(small_trial, small_settings):
 
     model = load_model("stein_2019_tisagenlecleucel")
     return fit(model, read_trial(small_trial), seed=3, chains=2, settings=small_settings, progress=False)
+
+
+@pytest.fixture(scope="session")
+def nuts_options(small_trial):
+    """What a short fit by NUTS is called with."""
+    from carkinetics.demo import MODEL, read_trial
+    from carkinetics.inference.chains import Settings
+    from carkinetics.model_files import load_model
+
+    settings = Settings(pilot=150, warmup=100, draws=100, max_draws=100, target_accept=0.8)
+    what = {"model": load_model(MODEL), "data": read_trial(small_trial), "seed": 3, "method": "nuts"}
+    return what | {"chains": 2, "settings": settings, "progress": False}
+
+
+@pytest.fixture(scope="session")
+def small_nuts(nuts_options):
+    """A short fit of the small trial by NUTS."""
+    from carkinetics.fitting import fit
+
+    return fit(**nuts_options)

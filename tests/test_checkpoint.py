@@ -57,11 +57,9 @@ def save_every_block(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def options(small_trial):
-    """Of a short fit: two stages, of 150 and 200 iterations at least."""
-    settings = Settings(pilot=150, warmup=100, draws=100, max_draws=100, target_accept=0.8)
-    what = {"model": load_model(MODEL), "data": read_trial(small_trial), "seed": 3, "method": "nuts"}
-    return what | {"chains": 2, "settings": settings, "progress": False}
+def options(nuts_options):
+    """Of a short fit in two stages, of 150 and 200 iterations at least."""
+    return nuts_options
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +68,9 @@ def small_settings(options):
 
 
 @pytest.fixture(scope="module")
-def small_fit(options):
+def small_fit(small_nuts):
     """The fit without a checkpoint."""
-    return fit(**options)
+    return small_nuts
 
 
 @pytest.fixture

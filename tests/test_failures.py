@@ -196,5 +196,5 @@ def test_no_start_names_the_patient(data):
     """If it fails, the user learns that no start was found, and not in whom."""
     settings = ck.Settings(pilot=25, warmup=25, draws=25, max_draws=25)
     said = r"the curve of patient\(s\) P3 is not finite"
-    with pytest.warns(FitWarning, match=f"Laplace start failed.*{said}"), pytest.raises(FitError, match=said):
+    with pytest.warns(FitWarning, match=r"Laplace start failed.*P3 \(k\)"), pytest.raises(FitError, match=said):
         ck.fit(model(Limited(2e6)), data, seed=2, chains=1, settings=settings, progress=False)

@@ -62,10 +62,12 @@ def test_a_short_fit_is_never_called_ok(small_fit):
     assert "ESS" in str(check)
 
 
-def test_divergences_and_interruption_are_said(small_fit):
-    """A divergence, an interruption and a cut trajectory each appear in the verdict."""
-    assert "divergent" in str(spoiled(small_fit, diverging=True).check())
-    assert spoiled(small_fit, diverging=True).check().status == "failed"
+def test_divergences_and_interruption_are_said(small_fit, small_nuts):
+    """A divergence, an interruption and a patient who is stuck each appear in the verdict."""
+    assert "divergent" in str(spoiled(small_nuts, diverging=True).check())
+    assert spoiled(small_nuts, diverging=True).check().status == "failed"
+    stuck = spoiled(small_fit, renewed=False).check()
+    assert "Patient V01's parameters were renewed 0 times < 400" in str(stuck)
     assert "interrupted" in str(spoiled(small_fit, complete=0).check())
     lost = spoiled(small_fit, solver_unsolved='{"V03": 2, "V11": 1}', solver_draws=8).check()
     assert (
@@ -77,7 +79,7 @@ def test_divergences_and_interruption_are_said(small_fit):
         spoiled(small_fit, solver_failed='{"V02": 1}', solver_draws=8).check()
     )
     assert "finite" not in str(small_fit.check())
-    assert "tree depth" in str(spoiled(small_fit, reached_max_treedepth=True).check())
+    assert "tree depth" in str(spoiled(small_nuts, reached_max_treedepth=True).check())
 
 
 def test_chains_that_disagree_fail(small_fit):

@@ -1,5 +1,6 @@
 """The pieces of importance Gibbs: proposals against their densities, moves against the distributions they must keep."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,12 +9,14 @@ from scipy import stats
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.inference.chains import Settings
-from carkinetics.inference.importance import Importance, Tuning, autocorrelation, bowed, mirrored, to_place
+from carkinetics.inference.coordinates import no_transport
+from carkinetics.inference.importance import Importance
+from carkinetics.inference.places import Tuning, autocorrelation, bowed, mirrored, to_place, tuned
 from carkinetics.inference.proposals import BROAD_SHARE, FREEDOM, from_draws, log_standard_t, make_proposals, standard_t
 from carkinetics.inference.tuning import Tuner
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
-from carkinetics.population import log_joint, make_layout, make_observations, split_phi
+from carkinetics.population import Rows, log_joint, make_layout, make_observations, prior_phi, split_phi
 
 PUBLISHED = load_model(MODEL)
 HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.beta": Prior("halfnormal", 0.0, 1.0)})
@@ -158,21 +161,11 @@ def test_each_step_leaves_the_prior_as_it_is(step):
 
     Every step alone, from exact draws, many times over: a wrong weight, Jacobian or acceptance shows as a drift.
     """
-    # Two patients whose single sample lies below a limit that nobody ever reaches: the likelihood is one.
-    from carkinetics.demo import virtual_trial
-
-    frame = virtual_trial(2, patients=2)
-    data = read_trial(frame)
+    n, layout = 4000, make_layout(HALF)
     with jax.enable_x64(True):
-        obs = make_observations(HALF, data)
-        obs = unlimited(obs)
+        obs = unlimited(make_observations(HALF, read_trial(virtual_trial(2, patients=2))))
         kernel = Importance(HALF, Settings(proposals=4))
-        layout = make_layout(HALF)
-        tuner = Tuner(HALF, obs, "importance")
-        tuning, _ = tuner.first(read_trial(frame)) if False else (prior_tuning(kernel, obs), [])
-        from carkinetics.population import prior_phi
-
-        n = 4000
+        tuning = prior_tuning(kernel, obs)
         keys = jax.random.split(jax.random.key(5), n)
         phi = prior_phi(HALF, jax.random.key(6), n)
         z = jax.random.normal(jax.random.key(7), (n, len(layout.random), obs.n_subjects))
@@ -188,7 +181,7 @@ def test_each_step_leaves_the_prior_as_it_is(step):
             return phi, z
 
         after, effects = jax.jit(jax.vmap(moved))(keys, phi, z)
-    fresh = np.asarray(prior_phi(HALF, jax.random.key(8), n))
+        fresh = np.asarray(prior_phi(HALF, jax.random.key(8), n))
     moved_share = np.mean(np.any(np.asarray(after) != np.asarray(phi), axis=1))
     assert moved_share > 0.2
     p = [stats.ks_2samp(np.asarray(after)[:, j], fresh[:, j]).pvalue for j in range(layout.n_phi)]
@@ -197,11 +190,7 @@ def test_each_step_leaves_the_prior_as_it_is(step):
 
 
 def unlimited(obs):
-    """The same observations, all of them below a limit that is never reached."""
-    import equinox as eqx
-
-    from carkinetics.population import Rows
-
+    """The same observations, all of them below a limit that is never reached: the likelihood is one."""
     obs = eqx.tree_at(lambda o: (o.ln_dv, o.ln_limit), obs, (jnp.full_like(obs.ln_dv, 1e6),) * 2)
     object.__setattr__(obs, "rows", Rows(0, obs.n_obs, 0, 0))
     return obs
@@ -209,8 +198,6 @@ def unlimited(obs):
 
 def prior_tuning(kernel, obs):
     """A tuning that knows something, wrong as it may be: information about patients, proposals off the prior."""
-    from carkinetics.inference.coordinates import no_transport
-    from carkinetics.inference.importance import tuned
 
     layout, rng = kernel.layout, np.random.default_rng(9)
     phi = jnp.asarray([p.theta for p in HALF.parameters] + [np.log(p.iiv) for p in HALF.parameters] + [np.log(0.5)])

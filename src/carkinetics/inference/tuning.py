@@ -17,9 +17,10 @@ from carkinetics.inference.chains import Block, Settings
 from carkinetics.inference.coordinates import Bend, Point, Transport, no_transport, transport
 from carkinetics.inference.failures import failures
 from carkinetics.inference.guess import starting_values
-from carkinetics.inference.importance import Importance, Tuning, shrunk, tuned
+from carkinetics.inference.importance import Importance
 from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
+from carkinetics.inference.places import Tuning, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, from_draws, make_proposals
 from carkinetics.model import Model
 from carkinetics.population import Observations, make_layout, split_phi

@@ -1,0 +1,131 @@
+"""Where the population moves in importance Gibbs, and what it is told to move by: tuning, from a start or a pilot."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from carkinetics.inference.coordinates import Transport
+from carkinetics.inference.proposals import Proposals
+from carkinetics.model import Model
+from carkinetics.population import Layout, make_layout
+
+_TRUST = 50  # draws that what was known before a pilot counts for
+_FLAT = 3.0
+
+
+class Tuning(eqx.Module):
+    """What the sampler was told by the start or by a pilot.
+
+    Attributes
+    ----------
+    transport : Transport
+    proposals : Proposals
+    inner : Float["inner inner"]
+        Cholesky factor of the covariance of typical values and log omegas, given the patients' proposals.
+    centre : Float[" phi"]
+    scale : Float["phi phi"]
+        Of the population in the coordinates in which it moves: ``place = centre + scale (u + bow h(u_0))``.
+    bow : Float[" phi"]
+        How the rest of the population bends as its slowest direction ``u_0`` moves.
+    shifts : Int[""]
+        Long steps of the population in an iteration; 0 where the shorter ones do.
+    """
+
+    transport: Transport
+    proposals: Proposals
+    inner: Float[Array, "inner inner"]
+    centre: Float[Array, " phi"]
+    scale: Float[Array, "phi phi"]
+    bow: Float[Array, " phi"]
+    shifts: Int[Array, ""]
+
+    def place(self, u: Float[Array, " phi"]) -> Float[Array, " phi"]:
+        """Where the population is, from whitened coordinates; the map keeps volumes up to a constant."""
+        return self.centre + self.scale @ (u + self.bow * _bowed(u[0]))
+
+    def whitened(self, place: Float[Array, " phi"]) -> Float[Array, " phi"]:
+        """The inverse of :meth:`place`."""
+        straight = jnp.linalg.solve(self.scale, place - self.centre)
+        return straight - self.bow * _bowed(straight[0])
+
+
+def mirrored(model: Model) -> tuple[bool, ...]:
+    """Which omegas have a prior that is positive at zero and even about it."""
+    return tuple(p.prior_omega.family == "halfnormal" for p in model.parameters if p.iiv > 0)
+
+
+def inner_positions(layout: Layout) -> list[int]:
+    """Where ``phi`` has the typical values of random parameters and the log omegas."""
+    n = len(layout.estimated)
+    typical = [j for j, i in enumerate(layout.estimated) if i in layout.random]
+    return typical + list(range(n, n + len(layout.random)))
+
+
+def to_place(layout: Layout, mirrored: tuple[bool, ...], phi):
+    """``phi`` in the coordinates in which the population moves: mirrored omegas as they are, not their logs."""
+    n = len(layout.estimated)
+    end = n + len(layout.random)
+    logs = phi[..., n:end]
+    omega = jnp.where(jnp.array(mirrored), jnp.exp(logs), logs)
+    return jnp.concatenate([phi[..., :n], omega, phi[..., end:]], axis=-1)
+
+
+def tuned(
+    model: Model,
+    transport: Transport,
+    curvature: Float[Array, "phi phi"],
+    proposals: Proposals,
+    phi: Float[np.ndarray, "chain draw phi"] | None = None,
+    shifts: int = 0,
+) -> Tuning:
+    """A tuning from coordinates and proposals, and from a pilot's draws of the population if there are any.
+
+    ``curvature`` is the population's approximate posterior covariance at the transport's centre.
+    """
+    layout, mirror = make_layout(model), mirrored(model)
+    moving = np.array(inner_positions(layout))
+    inner = jnp.linalg.cholesky(curvature[np.ix_(moving, moving)])
+    rate = jax.jacobian(lambda x: to_place(layout, mirror, x))(transport.centre)
+    covariance, centre = rate @ curvature @ rate.T, to_place(layout, mirror, transport.centre)
+    if phi is None:
+        scale, bow = jnp.linalg.cholesky(covariance), jnp.zeros(layout.n_phi)
+    else:
+        places = np.stack([np.asarray(to_place(layout, mirror, chain)) for chain in phi])
+        centre = jnp.asarray(places.mean((0, 1)))
+        scale, bow = bowed(places, covariance)
+    return Tuning(transport, proposals, inner, centre, scale, bow, jnp.array(shifts))
+
+
+def bowed(
+    places: Float[np.ndarray, "chain draw phi"], known: Float[Array, "phi phi"]
+) -> tuple[Float[Array, "phi phi"], Float[Array, " phi"]]:
+    """The scale of a pilot's draws, its slowest parameter as the first direction, and how the others bend with it."""
+    draws = places.reshape(-1, places.shape[-1])
+    order = np.argsort(-autocorrelation(places), kind="stable")[:1]
+    order = np.append(order, np.delete(np.arange(draws.shape[1]), order))
+    scale = np.empty((len(order), len(order)))
+    scale[order] = np.linalg.cholesky(np.asarray(shrunk(draws, known))[np.ix_(order, order)])
+    straight = np.linalg.solve(scale, (draws - draws.mean(0)).T)
+    parabola = np.asarray(_bowed(straight[0]))
+    # Least squares on the parabola, held back as if some draws had shown none.
+    bow = (straight * (parabola - parabola.mean())).sum(1) / (((parabola - parabola.mean()) ** 2).sum() + _TRUST)
+    bow[0] = 0.0
+    return jnp.asarray(scale), jnp.asarray(bow)
+
+
+def autocorrelation(chains: Float[np.ndarray, "chain draw n"]) -> Float[np.ndarray, " n"]:
+    """Correlation of every quantity with itself one draw before, about the mean of all chains."""
+    off = chains - chains.mean((0, 1))
+    return (off[:, 1:] * off[:, :-1]).mean((0, 1)) / (off**2).mean((0, 1))
+
+
+def _bowed(x):
+    """A parabola of a standard normal, level far out."""
+    return (_FLAT * jnp.tanh(x / _FLAT)) ** 2 - 1
+
+
+def shrunk(draws: Float[np.ndarray, "draw n"], known: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The draws' covariance, or something between it and what was known while they are few."""
+    return jnp.asarray((len(draws) * np.cov(draws.T) + _TRUST * np.asarray(known)) / (len(draws) + _TRUST))
