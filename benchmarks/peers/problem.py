@@ -43,7 +43,7 @@ def make_problem(seed: int) -> Problem:
         n_subjects=obs.n_subjects,
         n_quantified=obs.rows.quantified,
         subject=np.asarray(obs.subject),
-        time=np.asarray(obs.time).reshape(-1)[np.asarray(obs.cell)],
+        time=np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)],
         ln_dv=np.asarray(obs.ln_dv),
         theta_loc=np.array([p.prior.loc for p in model.parameters]),
         theta_scale=np.array([p.prior.scale for p in model.parameters]),
