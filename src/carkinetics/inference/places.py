@@ -1,7 +1,6 @@
 """Where the population moves in importance Gibbs, and what it is told to move by: tuning, from a start or a pilot."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -75,7 +74,7 @@ def to_place(layout: Layout, mirrored: tuple[bool, ...], phi):
 def tuned(
     model: Model,
     transport: Transport,
-    curvature: Float[Array, "phi phi"],
+    curvature: Float[np.ndarray, "phi phi"],
     proposals: Proposals,
     phi: Float[np.ndarray, "chain draw phi"] | None = None,
     shifts: int = 0,
@@ -85,34 +84,38 @@ def tuned(
     ``curvature`` is the population's approximate posterior covariance at the transport's centre.
     """
     layout, mirror = make_layout(model), mirrored(model)
-    moving = np.array(inner_positions(layout))
-    inner = jnp.linalg.cholesky(curvature[np.ix_(moving, moving)])
-    rate = jax.jacobian(lambda x: to_place(layout, mirror, x))(transport.centre)
-    covariance, centre = rate @ curvature @ rate.T, to_place(layout, mirror, transport.centre)
+    # In NumPy: a dozen small steps, each of which JAX would compile.
+    moving, known = np.array(inner_positions(layout)), np.asarray(curvature)
+    inner = np.linalg.cholesky(known[np.ix_(moving, moving)])
+    rate = np.ones(layout.n_phi)
+    n, k = len(layout.estimated), len(layout.random)
+    rate[n : n + k] = np.where(mirror, np.exp(np.asarray(transport.centre)[n : n + k]), 1.0)
+    known = rate[:, None] * known * rate
     if phi is None:
-        scale, bow = jnp.linalg.cholesky(covariance), jnp.zeros(layout.n_phi)
+        centre, scale, bow = to_place(layout, mirror, transport.centre), np.linalg.cholesky(known), np.zeros(len(rate))
     else:
-        places = np.stack([np.asarray(to_place(layout, mirror, chain)) for chain in phi])
-        centre = jnp.asarray(places.mean((0, 1)))
-        scale, bow = bowed(places, covariance)
-    return Tuning(transport, proposals, inner, centre, scale, bow, jnp.array(shifts))
+        places = np.asarray(to_place(layout, mirror, phi))
+        centre = places.mean((0, 1))
+        scale, bow = bowed(places, known)
+    parts = (inner, centre, scale, bow, shifts)
+    return Tuning(transport, proposals, *(jnp.asarray(x) for x in parts))
 
 
 def bowed(
-    places: Float[np.ndarray, "chain draw phi"], known: Float[Array, "phi phi"]
-) -> tuple[Float[Array, "phi phi"], Float[Array, " phi"]]:
+    places: Float[np.ndarray, "chain draw phi"], known: Float[np.ndarray, "phi phi"]
+) -> tuple[Float[np.ndarray, "phi phi"], Float[np.ndarray, " phi"]]:
     """The scale of a pilot's draws, its slowest parameter as the first direction, and how the others bend with it."""
     draws = places.reshape(-1, places.shape[-1])
     order = np.argsort(-autocorrelation(places), kind="stable")[:1]
     order = np.append(order, np.delete(np.arange(draws.shape[1]), order))
     scale = np.empty((len(order), len(order)))
-    scale[order] = np.linalg.cholesky(np.asarray(shrunk(draws, known))[np.ix_(order, order)])
+    scale[order] = np.linalg.cholesky(shrunk(draws, known)[np.ix_(order, order)])
     straight = np.linalg.solve(scale, (draws - draws.mean(0)).T)
-    parabola = np.asarray(_bowed(straight[0]))
+    parabola = (_FLAT * np.tanh(straight[0] / _FLAT)) ** 2
     # Least squares on the parabola, held back as if some draws had shown none.
     bow = (straight * (parabola - parabola.mean())).sum(1) / (((parabola - parabola.mean()) ** 2).sum() + _TRUST)
     bow[0] = 0.0
-    return jnp.asarray(scale), jnp.asarray(bow)
+    return scale, bow
 
 
 def autocorrelation(chains: Float[np.ndarray, "chain draw n"]) -> Float[np.ndarray, " n"]:
@@ -126,6 +129,6 @@ def _bowed(x):
     return (_FLAT * jnp.tanh(x / _FLAT)) ** 2 - 1
 
 
-def shrunk(draws: Float[np.ndarray, "draw n"], known: Float[Array, "n n"]) -> Float[Array, "n n"]:
+def shrunk(draws: Float[np.ndarray, "draw n"], known: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:
     """The draws' covariance, or something between it and what was known while they are few."""
-    return jnp.asarray((len(draws) * np.cov(draws.T) + _TRUST * np.asarray(known)) / (len(draws) + _TRUST))
+    return (len(draws) * np.cov(draws.T) + _TRUST * known) / (len(draws) + _TRUST)

@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from carkinetics.inference.coordinates import cholesky, solve_lower
+from carkinetics.inference.coordinates import solve_lower
+
+AnyArray = Array | np.ndarray
 
 FREEDOM = 4  # of the t distributions: tails that are heavier than any patient's posterior
 BROAD_SHARE = 0.15  # of proposals that are drawn from the population, widened: no part of it is ever out of reach
@@ -71,27 +73,25 @@ def log_standard_t(x: Float[Array, "k n subject"], scale: Float[Array, " k *n"])
 
 
 def make_proposals(
-    mean: Float[Array, "random subject"],
-    covariance: Float[Array, "random random subject"],
-    theta: Float[Array, " random"],
-    omega: Float[Array, " random"],
+    mean: Float[AnyArray, "random subject"],
+    covariance: Float[AnyArray, "random random subject"],
+    theta: Float[AnyArray, " random"],
+    omega: Float[AnyArray, " random"],
 ) -> Proposals:
     """Proposals around each patient's mean, and around a population's."""
-    k = len(mean)
-    rows = cholesky(_INFLATION * covariance)
-    zero = jnp.zeros_like(mean[0])
-    factor = jnp.stack([jnp.stack([rows[i][j] if j <= i else zero for j in range(k)]) for i in range(k)])
-    return Proposals(mean, factor, theta, _BROAD * omega)
+    factor = np.linalg.cholesky(_INFLATION * np.moveaxis(np.asarray(covariance), -1, 0))
+    parts = mean, np.moveaxis(factor, 0, -1), theta, _BROAD * np.asarray(omega)
+    return Proposals(*(jnp.asarray(x) for x in parts))
 
 
 def from_draws(
     x: Float[np.ndarray, "draw random subject"],
-    known: Float[Array, "random random subject"],
-    theta: Float[Array, " random"],
-    omega: Float[Array, " random"],
+    known: Float[AnyArray, "random random subject"],
+    theta: Float[AnyArray, " random"],
+    omega: Float[AnyArray, " random"],
 ) -> Proposals:
     """Proposals with the moments of a pilot's draws; ``known`` is a covariance that stands in while they are few."""
     mean = x.mean(0)
     squares = np.einsum("dks,dls->kls", x - mean, x - mean)
     covariance = (squares + _TRUST * np.asarray(known)) / (len(x) + _TRUST)
-    return make_proposals(jnp.asarray(mean), jnp.asarray(covariance), theta, omega)
+    return make_proposals(mean, covariance, theta, omega)

@@ -23,7 +23,7 @@ from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, from_draws, make_proposals
 from carkinetics.model import Model
-from carkinetics.population import Observations, make_layout, split_phi
+from carkinetics.population import Layout, Observations, make_layout, split_phi
 
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 Method = Literal["importance", "nuts"]
@@ -74,6 +74,13 @@ def _picture(model: Model, obs: Observations, phi, z, move) -> _Picture:
     start = widen(model, obs, phi, z, move)
     found = transport(model, obs, start)
     return _Picture(start, found, *_patients(model, found))
+
+
+@partial(jax.jit, static_argnums=0)
+def _centre(model: Model, found: Transport):
+    layout = make_layout(model)
+    phi, z, _ = found(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(found.shift[0])))
+    return phi, z
 
 
 class Tuner:
@@ -133,11 +140,7 @@ class Tuner:
 
     def centre(self, tuning: Transport | Tuning) -> tuple[Float[Array, " phi"], Float[Array, "random subject"]]:
         """Population and patients in the middle of the start's picture."""
-        found = tuning if isinstance(tuning, Transport) else tuning.transport
-        layout = make_layout(self.model)
-        at_rest = Point(jnp.zeros(layout.n_phi), jnp.zeros((len(layout.random), self.obs.n_subjects)))
-        phi, z, _ = found(layout, at_rest)
-        return phi, z
+        return _centre(self.model, tuning if isinstance(tuning, Transport) else tuning.transport)
 
     def unfinished(self, tuning: Transport | Tuning) -> bool:
         """Whether one more pilot is worth its time: the long steps' own width is found by taking them."""
@@ -146,10 +149,9 @@ class Tuner:
     def _tuning(self, found: Transport, mean, covariance) -> Transport | Tuning:
         if self.method == "nuts":
             return found
-        layout = make_layout(self.model)
-        theta, omega, _ = split_phi(layout, found.centre)
-        proposals = make_proposals(mean, covariance, theta[jnp.array(layout.random)], omega)
-        return tuned(self.model, found, found.scale @ found.scale.T, proposals)
+        theta, omega = _random_parameters(make_layout(self.model), np.asarray(found.centre)[None])
+        proposals = make_proposals(mean, covariance, theta[0], omega[0])
+        return tuned(self.model, found, _square(found.scale), proposals)
 
     def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
         """From a pilot's draws; what they cannot give stays as it was.
@@ -163,20 +165,17 @@ class Tuner:
             if not _finite(picture):
                 return old
             found = picture.transport
-            scale = jnp.linalg.cholesky(shrunk(phi, old.scale @ old.scale.T))
+            scale = jnp.asarray(np.linalg.cholesky(shrunk(phi, _square(old.scale))))
             return Transport(found.centre, scale, found.information, found.shift, found.bend)
         if _finite(picture):
             found, covariance = picture.transport, picture.covariance
         else:
             found, (_, covariance) = old.transport, _patients(self.model, old.transport)
-        layout = make_layout(self.model)
-        theta, omega, _ = (np.asarray(x) for x in jax.vmap(lambda x: split_phi(layout, x))(phi))
-        random = list(layout.random)
-        x = theta[:, random, None] + omega[:, :, None] * z
-        proposals = from_draws(x, covariance, jnp.asarray(theta[:, random].mean(0)), jnp.asarray(omega.mean(0)))
+        theta, omega = _random_parameters(make_layout(self.model), phi)
+        proposals = from_draws(theta[:, :, None] + omega[:, :, None] * z, covariance, theta.mean(0), omega.mean(0))
         chains = np.stack([d.phi for d in draws])
         slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
-        return tuned(self.model, found, found.scale @ found.scale.T, proposals, chains, shifts=SHIFTS if slow else 0)
+        return tuned(self.model, found, _square(found.scale), proposals, chains, shifts=SHIFTS if slow else 0)
 
 
 def _patients(model: Model, found: Transport):
@@ -187,6 +186,20 @@ def _patients(model: Model, found: Transport):
     mean = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
     covariance = jnp.moveaxis(jnp.linalg.inv(jnp.moveaxis(precision, -1, 0)), 0, -1)
     return mean, omega[:, None, None] * covariance * omega[None, :, None]
+
+
+def _random_parameters(layout: Layout, phi: Float[np.ndarray, "draw phi"]):
+    """Typical values and omegas of the parameters that vary between patients, each of shape (draw, random)."""
+    n, k = len(layout.estimated), len(layout.random)
+    fixed = np.array([p.theta for p in layout.parameters])
+    theta = np.tile(fixed, (len(phi), 1))
+    theta[:, list(layout.estimated)] = phi[:, :n]
+    return theta[:, list(layout.random)], np.exp(phi[:, n : n + k])
+
+
+def _square(factor) -> np.ndarray:
+    factor = np.asarray(factor)
+    return factor @ factor.T
 
 
 def lost(data: Dataset, decrement: Float[Array, " subject"] | Float[np.ndarray, " subject"]) -> list[str]:
