@@ -22,11 +22,11 @@ PUBLISHED = load_model(MODEL)
 HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.beta": Prior("halfnormal", 0.0, 1.0)})
 
 
-def random_proposals(k=3, n=4, seed=0):
+def random_proposals(k=3, n=4, seed=0, components=2):
     rng = np.random.default_rng(seed)
-    root = rng.normal(size=(k, k, n))
-    covariance = np.einsum("ijs,ljs->ils", root, root) + 0.1 * np.eye(k)[:, :, None]
-    mean, theta, omega = rng.normal(size=(k, n)), rng.normal(size=k), rng.uniform(0.5, 2, k)
+    root = rng.normal(size=(components, k, k, n))
+    covariance = np.einsum("cijs,cljs->cils", root, root) + 0.1 * np.eye(k)[:, :, None]
+    mean, theta, omega = rng.normal(0, 2, (components, k, n)), rng.normal(size=k), rng.uniform(0.5, 2, k)
     return make_proposals(*(jnp.asarray(x) for x in (mean, covariance, theta, omega)))
 
 
@@ -39,10 +39,14 @@ def test_density_of_proposals_is_scipys():
         broad = stats.multivariate_t(np.asarray(p.broad_mean), np.diag(np.asarray(p.broad_scale) ** 2), df=FREEDOM)
         wanted = np.empty_like(found)
         for s in range(4):
-            factor = np.asarray(p.factor[:, :, s])
-            own = stats.multivariate_t(np.asarray(p.mean[:, s]), factor @ factor.T, df=FREEDOM)
-            parts = (1 - BROAD_SHARE) * own.pdf(x[:, :, s].T) + BROAD_SHARE * broad.pdf(x[:, :, s].T)
-            wanted[:, s] = np.log(parts)
+            own = 0.0
+            for c in range(2):
+                factor = np.asarray(p.factor[c, :, :, s])
+                own += (
+                    stats.multivariate_t(np.asarray(p.mean[c, :, s]), factor @ factor.T, df=FREEDOM).pdf(x[:, :, s].T)
+                    / 2
+                )
+            wanted[:, s] = np.log((1 - BROAD_SHARE) * own + BROAD_SHARE * broad.pdf(x[:, :, s].T))
     # A constant that all patients and sets share is left out.
     np.testing.assert_allclose(found - found[0, 0], wanted - wanted[0, 0], rtol=0, atol=1e-11)
 
@@ -53,15 +57,15 @@ def test_proposals_are_drawn_from_their_density():
         p = random_proposals(k=2, n=2)
         x = np.asarray(p.sample(jax.random.key(0), 40_000))
         for s in range(2):
-            factor = np.asarray(p.factor[:, :, s])
-            scale = factor @ factor.T
             for j in range(2):
 
-                def cdf(q, j=j, s=s, scale=scale):
-                    own = stats.t(FREEDOM, p.mean[j, s], np.sqrt(scale[j, j])).cdf(q)
-                    return (1 - BROAD_SHARE) * own + BROAD_SHARE * stats.t(
-                        FREEDOM, p.broad_mean[j], p.broad_scale[j]
-                    ).cdf(q)
+                def cdf(q, j=j, s=s):
+                    total = BROAD_SHARE * stats.t(FREEDOM, p.broad_mean[j], p.broad_scale[j]).cdf(q)
+                    for c in range(2):
+                        factor = np.asarray(p.factor[c, :, :, s])
+                        own = stats.t(FREEDOM, p.mean[c, j, s], np.sqrt((factor @ factor.T)[j, j]))
+                        total = total + (1 - BROAD_SHARE) / 2 * own.cdf(q)
+                    return total
 
                 assert stats.kstest(x[j, :, s], cdf).pvalue > 1e-3
         t = np.asarray(standard_t(jax.random.key(1), 3, 40_000, 1))[..., 0]
@@ -75,12 +79,13 @@ def test_proposals_are_drawn_from_their_density():
 def test_proposals_take_the_pilots_moments():
     """If it fails, a pilot teaches nothing."""
     rng = np.random.default_rng(2)
-    x = rng.multivariate_normal([1.0, -2.0], [[1.0, 0.6], [0.6, 2.0]], 4000)[:, :, None]
+    x = rng.multivariate_normal([1.0, -2.0], [[1.0, 0.6], [0.6, 2.0]], (2, 4000))[..., None]
+    x[1] += 5.0  # the second chain has another explanation
     with jax.enable_x64(True):
         p = from_draws(x, jnp.eye(2)[:, :, None], jnp.zeros(2), jnp.ones(2))
-        covariance = np.asarray(p.factor[:, :, 0] @ p.factor[:, :, 0].T)
-    np.testing.assert_allclose(p.mean[:, 0], [1.0, -2.0], atol=0.1)
-    np.testing.assert_allclose(covariance, 1.2 * np.array([[1.0, 0.6], [0.6, 2.0]]), rtol=0.1)
+    np.testing.assert_allclose(p.mean[..., 0], [[1.0, -2.0], [6.0, 3.0]], atol=0.1)
+    for factor in np.asarray(p.factor[..., 0]):
+        np.testing.assert_allclose(factor @ factor.T, 1.2 * np.array([[1.0, 0.6], [0.6, 2.0]]), rtol=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +214,6 @@ def prior_tuning(kernel, obs):
         found.centre, found.scale, jnp.asarray(information), jnp.asarray(rng.normal(size=(1, k, n))), None
     )
     theta, omega, _ = split_phi(layout, phi)
-    covariance = jnp.broadcast_to(jnp.eye(k)[:, :, None], (k, k, n))
-    proposals = make_proposals(theta[:, None] + jnp.asarray(rng.normal(size=(k, n))), covariance, theta, omega)
+    covariance = np.broadcast_to(np.eye(k)[:, :, None], (2, k, k, n))
+    proposals = make_proposals(np.asarray(theta)[:, None] + rng.normal(size=(2, k, n)), covariance, theta, omega)
     return tuned(HALF, found, np.asarray(found.scale @ found.scale.T), proposals, shifts=2)

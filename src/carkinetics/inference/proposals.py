@@ -18,38 +18,47 @@ _TRUST = 20  # draws that the covariance known before counts for
 
 
 class Proposals(eqx.Module):
-    """For every patient a mixture of two multivariate t distributions: its own, and the population's, widened.
+    """For every patient a mixture of multivariate t distributions: its own, and the population's, widened.
+
+    A patient's own are as many as there were chains: where samples have two explanations, chains of a pilot stay
+    with one each, and every chain is then offered those of the others.
 
     Attributes
     ----------
-    mean : Float["random subject"]
-    factor : Float["random random subject"]
+    mean : Float["component random subject"]
+    factor : Float["component random random subject"]
         Lower triangular; ``factor factor'`` is the scale matrix.
     broad_mean, broad_scale : Float[" random"]
     """
 
-    mean: Float[Array, "random subject"]
-    factor: Float[Array, "random random subject"]
+    mean: Float[Array, "component random subject"]
+    factor: Float[Array, "component random random subject"]
     broad_mean: Float[Array, " random"]
     broad_scale: Float[Array, " random"]
 
     def sample(self, key, n: int) -> Float[Array, "random n subject"]:
         """``n`` parameter sets (transformed scale) per patient."""
         for_step, for_component = jax.random.split(key)
-        k, n_subjects = self.mean.shape
+        components, k, n_subjects = self.mean.shape
         step = standard_t(for_step, k, n, n_subjects)
-        own = self.mean[:, None] + jnp.einsum("kls,lns->kns", self.factor, step)
+        every = self.mean[:, :, None] + jnp.einsum("ckls,lns->ckns", self.factor, step)
+        which = jax.random.uniform(for_component, (n, n_subjects), jnp.float32)
+        own = every[0]
+        for c in range(1, components):
+            own = jnp.where(which > BROAD_SHARE + (1 - BROAD_SHARE) * c / components, every[c], own)
         broad = self.broad_mean[:, None, None] + self.broad_scale[:, None, None] * step
-        is_broad = jax.random.uniform(for_component, (n, n_subjects), jnp.float32) < BROAD_SHARE
-        return jnp.where(is_broad, broad, own)
+        return jnp.where(which < BROAD_SHARE, broad, own)
 
     def log_density(self, x: Float[Array, "random n subject"]) -> Float[Array, "n subject"]:
         """Log density, up to a constant that all patients and parameter sets share."""
-        k = len(self.mean)
-        rows = [[self.factor[i, j] for j in range(i + 1)] for i in range(k)]
-        own = solve_lower(rows, x - self.mean[:, None])
+        components, k, _ = self.mean.shape
+        parts = []
+        for c in range(components):
+            rows = [[self.factor[c, i, j] for j in range(i + 1)] for i in range(k)]
+            own = solve_lower(rows, x - self.mean[c, :, None])
+            parts.append(log_standard_t(own, jnp.stack([rows[i][i] for i in range(k)])[:, None]))
+        of_own = jax.scipy.special.logsumexp(jnp.stack(parts), axis=0) - np.log(components)
         broad = (x - self.broad_mean[:, None, None]) / self.broad_scale[:, None, None]
-        of_own = log_standard_t(own, jnp.stack([rows[i][i] for i in range(k)])[:, None])
         of_broad = log_standard_t(broad, self.broad_scale[:, None, None])
         return jnp.logaddexp(of_own + np.log1p(-BROAD_SHARE), of_broad + np.log(BROAD_SHARE))
 
@@ -73,25 +82,25 @@ def log_standard_t(x: Float[Array, "k n subject"], scale: Float[Array, " k *n"])
 
 
 def make_proposals(
-    mean: Float[AnyArray, "random subject"],
-    covariance: Float[AnyArray, "random random subject"],
+    mean: Float[AnyArray, "component random subject"],
+    covariance: Float[AnyArray, "component random random subject"],
     theta: Float[AnyArray, " random"],
     omega: Float[AnyArray, " random"],
 ) -> Proposals:
-    """Proposals around each patient's mean, and around a population's."""
-    factor = np.linalg.cholesky(_INFLATION * np.moveaxis(np.asarray(covariance), -1, 0))
-    parts = mean, np.moveaxis(factor, 0, -1), theta, _BROAD * np.asarray(omega)
+    """Proposals around each patient's means, and around a population's."""
+    factor = np.linalg.cholesky(_INFLATION * np.moveaxis(np.asarray(covariance), -1, 1))
+    parts = mean, np.moveaxis(factor, 1, -1), theta, _BROAD * np.asarray(omega)
     return Proposals(*(jnp.asarray(x) for x in parts))
 
 
 def from_draws(
-    x: Float[np.ndarray, "draw random subject"],
+    x: Float[np.ndarray, "chain draw random subject"],
     known: Float[AnyArray, "random random subject"],
     theta: Float[AnyArray, " random"],
     omega: Float[AnyArray, " random"],
 ) -> Proposals:
-    """Proposals with the moments of a pilot's draws; ``known`` is a covariance that stands in while they are few."""
-    mean = x.mean(0)
-    squares = np.einsum("dks,dls->kls", x - mean, x - mean)
-    covariance = (squares + _TRUST * np.asarray(known)) / (len(x) + _TRUST)
+    """Proposals with the moments of a pilot's chains; ``known`` is a covariance that stands in while draws are few."""
+    mean = x.mean(1)
+    off = x - mean[:, None]
+    covariance = (np.einsum("cdks,cdls->ckls", off, off) + _TRUST * np.asarray(known)) / (x.shape[1] + _TRUST)
     return make_proposals(mean, covariance, theta, omega)

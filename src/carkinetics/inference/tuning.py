@@ -86,8 +86,8 @@ def _centre(model: Model, found: Transport):
 class Tuner:
     """Tunes a sampler: before sampling from the data, later from the chains' own draws."""
 
-    def __init__(self, model: Model, obs: Observations, method: Method):
-        self.model, self.obs = model, obs
+    def __init__(self, model: Model, obs: Observations, method: Method, chains: int = 4):
+        self.model, self.obs, self.chains = model, obs, chains
         self.method: Method = method
 
     def first(self, data: Dataset) -> tuple[Transport | Tuning, list[str]]:
@@ -150,7 +150,11 @@ class Tuner:
         if self.method == "nuts":
             return found
         theta, omega = _random_parameters(make_layout(self.model), np.asarray(found.centre)[None])
-        proposals = make_proposals(mean, covariance, theta[0], omega[0])
+        # As many components as later, from half to four times as wide as the picture: it may be wrong.
+        widths = np.geomspace(0.5, 4.0, self.chains) if self.chains > 1 else np.ones(1)
+        means = np.broadcast_to(mean, (self.chains, *mean.shape))
+        covariances = widths[:, None, None, None] * np.asarray(covariance)
+        proposals = make_proposals(means, covariances, theta[0], omega[0])
         return tuned(self.model, found, _square(found.scale), proposals)
 
     def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
@@ -172,7 +176,8 @@ class Tuner:
         else:
             found, (_, covariance) = old.transport, _patients(self.model, old.transport)
         theta, omega = _random_parameters(make_layout(self.model), phi)
-        proposals = from_draws(theta[:, :, None] + omega[:, :, None] * z, covariance, theta.mean(0), omega.mean(0))
+        x = (theta[:, :, None] + omega[:, :, None] * z).reshape(len(draws), -1, *z.shape[1:])
+        proposals = from_draws(x, covariance, theta.mean(0), omega.mean(0))
         chains = np.stack([d.phi for d in draws])
         slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
         return tuned(self.model, found, _square(found.scale), proposals, chains, shifts=SHIFTS if slow else 0)
