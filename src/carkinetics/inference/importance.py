@@ -180,9 +180,14 @@ class Importance:
             lp = log_joint(self.model, obs, phi, z)
             return lp + log_det.sum() + self._log_rate(phi), (phi, z, lp)
 
-        place = to_place(layout, self.mirrored, phi)
+        # A mirrored omega begins on either side of zero by chance: the steps' scale is not symmetric, so that a chain
+        # which always began on one side would not leave the posterior as it is.
+        for_side, key = jax.random.split(key)
+        n, k = len(layout.estimated), len(layout.random)
+        side = jnp.where(jnp.array(self.mirrored), jax.random.rademacher(for_side, (k,), float), 1.0)
+        place = to_place(layout, self.mirrored, phi).at[n : n + k].multiply(side)
         u = tuning.whitened(place)
-        v = transport.whitened(layout, *self._population(place), z)
+        v = transport.whitened(layout, *self._population(place), z * side[:, None])
         moved = _trajectory(key, u, lambda u: density(u, v)[0], step)
         phi, z, lp = density(moved.at, v)[1]
         return phi, z, lp, moved
@@ -212,10 +217,13 @@ class Importance:
             return jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
 
         def log_marginal(u, weights):
-            """Against the Gaussian that the steps leave as it is."""
-            phi = self._phi(tuning.place(u))
+            """Against the Gaussian that the steps leave as it is; on this side of zero only, as that is not even."""
+            place = tuning.place(u)
+            phi, n = self._phi(place), len(layout.estimated)
+            beyond = jnp.any(jnp.array(self.mirrored) & (place[n : n + k] <= 0))
             prior = log_prior_phi(self.model, phi).sum() + self._log_rate(phi)
-            return jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
+            found = jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
+            return jnp.where(beyond, -jnp.inf, found)
 
         def move(i, carry):
             """A step; the first goes nowhere, and finds the weights here (one copy of the solver is compiled)."""
