@@ -143,3 +143,16 @@ def test_lp_is_the_models_density(small_fit):
         obs = make_observations(small_fit.model, small_fit.data)
         expected = float(log_joint(small_fit.model, obs, jax.numpy.asarray(phi), jax.numpy.asarray(z)))
     assert float(small_fit.tree["sample_stats"]["lp"].isel(chain=1, draw=20)) == pytest.approx(expected, abs=1e-2)
+
+
+def test_the_patient_about_whom_chains_disagree_is_named(small_fit):
+    """If it fails, a fit that did not converge does not say on whose account."""
+    tree = small_fit.tree.copy(deep=True)
+    tree.attrs = dict(small_fit.tree.attrs)
+    eta = tree["posterior"]["eta"].values
+    eta[0, :, 3, 2] += 10 * eta[:, :, 3, 2].std()
+    tree["posterior"]["omega"].values[0] *= 3
+    check = Fit(model=small_fit.model, data=small_fit.data, tree=tree).check()
+    name = small_fit.model.parameters[2].name
+    assert check.status == "failed"
+    assert f"The chains disagree most about patient {small_fit.data.subjects[3]} ({name}, R-hat " in str(check)

@@ -37,6 +37,7 @@ MOVE_FAILED = 0.5
 
 INTERVAL = (0.025, 0.975)  # equal-tailed 95 %
 _NORMAL_END = 1.959963984540054  # the SDs from the mean to either end of that interval of a Gaussian
+_NAMED = 5  # patients about whom chains disagree
 _TAIL = (0.05, 0.95)  # quantiles of which tail ESS is the smaller: Vehtari et al. 2021
 
 
@@ -180,6 +181,7 @@ class Fit:
             {
                 "rhat": float(rhat.max()),
                 "worst_rhat": names[int(rhat.argmax())],
+                "disagreed": self._disagreed() if rhat.max() > RHAT_MAX else "",
                 "ess_bulk": float(bulk.min()),
                 "worst_ess": names[int(bulk.argmin())],
                 "ess_tail": float(tail.min()),
@@ -189,6 +191,19 @@ class Fit:
             | _of_method(stats)
             | self._solver()
         )
+
+    def _disagreed(self) -> str:
+        """The patients and parameters with the largest R-hat, in words."""
+        eta = self.tree["posterior"].to_dataset()["eta"].transpose("chain", "draw", "subject", "parameter")
+        rhat, _, _ = convergence(eta.values.reshape(*eta.shape[:2], -1).astype(float))
+        order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > RHAT_FAILED]
+        worst: dict[str, str] = {}  # by patient
+        for k in order:
+            subject, parameter = divmod(int(k), eta.shape[3])
+            text = f"{eta['parameter'].values[parameter]}, R-hat {rhat[k]:.2f}"
+            worst.setdefault(str(eta["subject"].values[subject]), text)
+        named = [f"patient {who} ({text})" for who, text in list(worst.items())[:_NAMED]]
+        return listed(named) if named else ""
 
     def _solver(self) -> dict:
         return {
@@ -218,6 +233,8 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     """Each possible fault of a fit: what to say, whether it is there, whether it makes the fit a failed one."""
     text = f"R-hat {n['rhat']:.3f} > {RHAT_MAX} ({n['worst_rhat']}): the chains disagree."
     yield text, n["rhat"] > RHAT_MAX, n["rhat"] > RHAT_FAILED
+    text = f"The chains disagree most about {n['disagreed']}: look at their curves for a second explanation."
+    yield text, bool(n["disagreed"]), n["rhat"] > RHAT_FAILED
     text = f"Bulk ESS {n['ess_bulk']:.0f} < {ESS_MIN} ({n['worst_ess']}): sample longer."
     yield text, n["ess_bulk"] < ESS_MIN, n["ess_bulk"] < ESS_FAILED
     text = f"Tail ESS {n['ess_tail']:.0f} < {ESS_MIN}: interval ends are rough."
