@@ -68,11 +68,14 @@ def gradient(model: Model, data: Dataset) -> dict:
         def value(phi, z, obs):
             return log_joint(model, obs, phi, z)
 
-        exact = _with(_tsit5(1e-10), lambda: float(jax.jit(value)(phi, z, obs)))
-        ours = float(jax.jit(value)(phi, z, obs))
+        def once() -> float:
+            return float(jax.jit(lambda *at: value(*at))(phi, z, obs))  # a new function: no solver's cached program
+
+        exact = _with(_tsit5(1e-10), once)
+        ours = once()
         found = {"fixed_grid_ms": _milliseconds(value, phi, z, obs), "fixed_grid_error": abs(ours - exact)}
         for tolerance in TOLERANCES:
-            error = abs(_with(_tsit5(tolerance), lambda: float(jax.jit(value)(phi, z, obs))) - exact)
+            error = abs(_with(_tsit5(tolerance), once) - exact)
             if error <= found["fixed_grid_error"] or tolerance == TOLERANCES[-1]:
                 ms = _with(_tsit5(tolerance), lambda: _milliseconds(value, phi, z, obs))
                 found |= {"tsit5_tolerance": tolerance, "tsit5_error": error, "tsit5_ms": ms}

@@ -185,8 +185,8 @@ class Fit:
                 "ess_bulk": float(bulk.min()),
                 "worst_ess": names[int(bulk.argmin())],
                 "ess_tail": float(tail.min()),
-                "divergences": float(stats["diverging"].sum()) if "diverging" in stats else 0.0,
-                "draws": float(stats["lp"].size),
+                "divergences": float(stats["diverging"].sum()),
+                "draws": float(stats["diverging"].size),
             }
             | _of_method(stats)
             | self._solver()

@@ -19,7 +19,7 @@ from carkinetics.fit_result import Fit, gate_failures
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.approximation import approximate, draw
 from carkinetics.inference.cache import use_compile_cache
-from carkinetics.inference.chains import Block, Chain, NoStart, Programs, Settings, diverging, run_chains
+from carkinetics.inference.chains import Block, Chain, NoStart, Programs, Settings, run_chains
 from carkinetics.inference.checkpoint import Checkpoint, opened
 from carkinetics.inference.devices import Lanes, lanes
 from carkinetics.inference.failures import around_divergences
@@ -260,7 +260,7 @@ def _until_converged(states: list[Chain], settings: Settings, report: Report) ->
 
 def _few_divergences(states: list[Chain]) -> bool:
     """Whether a smaller step is likely to help: some transitions diverged, but only a few."""
-    share = np.concatenate([diverging(b) for b in _same_length(states)]).mean()
+    share = np.concatenate([b.stats["diverging"] for b in _same_length(states)]).mean()
     return bool(0 < share < CAREFUL_MAX)
 
 

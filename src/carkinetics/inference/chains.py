@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from carkinetics.errors import FitError
 from carkinetics.inference.progress import Report, silent
@@ -44,7 +44,7 @@ class Settings:
     proposals : int
         ``method="importance"``: parameter sets weighed per patient and iteration, its present one among them.
     target_accept : float
-        Acceptance that the step size is adapted to; nearer to 1 is slower and safer.
+        Acceptance that the step size is adapted to, wherever curves are solved; nearer to 1 is slower and safer.
     max_tree_depth : int
         ``method="nuts"``: doublings of a trajectory at most.
     refine : int
@@ -55,8 +55,8 @@ class Settings:
     warmup: int = 250
     draws: int = 1000
     max_draws: int = 8000
-    proposals: int = 64
-    target_accept: float = 0.9
+    proposals: int = 48
+    target_accept: float = 0.95
     max_tree_depth: int = 10
     refine: int = 1
 
@@ -78,7 +78,7 @@ class NoStart(FitError):
 class Block(NamedTuple):
     """What a block of iterations leaves behind; the leading axis is the draw.
 
-    ``stats`` has at least ``lp`` (log density of the model) and ``n_steps`` (gradients).
+    ``stats`` has at least ``lp`` (log density of the model), ``diverging`` and ``n_steps`` (gradients).
     """
 
     phi: Float[Any, "draw phi"]
@@ -223,16 +223,11 @@ class Chain:
 
     def divergences(self) -> int:
         """Divergences since warm-up; -1 during it."""
-        return -1 if self.iterations <= self.warmup else int(diverging(self.kept()).sum())
+        return -1 if self.iterations <= self.warmup else int(self.kept().stats["diverging"].sum())
 
     def kept(self, skip: int | None = None) -> Block:
         """This stage's iterations after the first ``skip`` (all of warm-up, by default), as one block."""
         return joined(self.blocks, self.warmup if skip is None else skip)
-
-
-def diverging(block: Block) -> Bool[np.ndarray, " draw"]:
-    """Which transitions diverged; none where the sampler has no such thing."""
-    return block.stats.get("diverging", np.zeros(len(block.phi), bool))
 
 
 def joined(blocks: list[Block], skip: int = 0) -> Block:

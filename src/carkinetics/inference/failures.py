@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from carkinetics.inference.chains import Block, diverging
+from carkinetics.inference.chains import Block
 from carkinetics.model import Model
 from carkinetics.population import (
     Observations,
@@ -88,7 +88,7 @@ def around_divergences(model: Model, obs: Observations, blocks: list[Block], *, 
     is looked at is therefore the neighbourhood, as wide as the posterior is in every direction.
     """
     phi, z = (np.concatenate([getattr(b, name) for b in blocks]) for name in ("phi", "z"))
-    where = np.flatnonzero(np.concatenate([diverging(b) for b in blocks]))
+    where = np.flatnonzero(np.concatenate([b.stats.get("diverging", np.zeros(len(b.phi))) for b in blocks]))
     if not len(where):
         return Around(np.zeros(obs.n_subjects, int), 0)
     where = where[np.linspace(0, len(where) - 1, PLACES).astype(int)]  # a few are looked at more than once

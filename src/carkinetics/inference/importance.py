@@ -17,8 +17,8 @@ The first and the last are conditional importance samplers with the selection in
 among the proposals they are exact for any number of them (Andrieu et al. 2010, section 4). An omega whose prior does
 not exclude zero moves through it, on to its mirror image: there is no boundary, and no funnel, to get stuck at.
 
-A trajectory that leaves the posterior is a rejected step among others, not the sign of a region that was missed:
-proposals are drawn everywhere, whatever the steps can reach.
+A trajectory of step 2 whose energy is lost is counted as divergent, as in NUTS: a region may be reached by proposals
+alone, and then slowly.
 
 References
 ----------
@@ -49,11 +49,12 @@ from carkinetics.population import (
     with_random,
 )
 
-_ACCEPT = 0.8  # that both step sizes are adapted to
+_ACCEPT = 0.8  # that the step size on averaged weights is adapted to; where curves are solved, it is a setting
 _FIRST_STEP = 0.4
 _INNER_MOVES = 2
 _TRAJECTORY = 1.5  # in posterior SDs: about a quarter of a round trip
 _MOST_STEPS = 16
+_DIVERGED = 1000.0  # loss of energy, as in NumPyro's NUTS
 
 _start_adapting, _adapt = dual_averaging()
 
@@ -114,10 +115,11 @@ class Importance:
             lp,
             state.iteration + 1,
             _select(adapting, _adapt(_ACCEPT - inner_accept, state.inner), state.inner),
-            _select(adapting, _adapt(_ACCEPT - moved.accept, state.outer), state.outer),
+            _select(adapting, _adapt(self.settings.target_accept - moved.accept, state.outer), state.outer),
         )
         stats = {
             "lp": lp,
+            "diverging": moved.diverging,
             "n_steps": moved.steps,
             "acceptance_rate": moved.accept,
             "acceptance_population": inner_accept,
@@ -180,9 +182,14 @@ class Importance:
             lp = log_joint(self.model, obs, phi, z)
             return lp + log_det.sum() + self._log_rate(phi), (phi, z, lp)
 
-        place = to_place(layout, self.mirrored, phi)
+        # A mirrored omega begins on either side of zero by chance: the steps' scale is not symmetric, so that a chain
+        # which always began on one side would not leave the posterior as it is.
+        for_side, key = jax.random.split(key)
+        n, k = len(layout.estimated), len(layout.random)
+        side = jnp.where(jnp.array(self.mirrored), jax.random.rademacher(for_side, (k,), float), 1.0)
+        place = to_place(layout, self.mirrored, phi).at[n : n + k].multiply(side)
         u = tuning.whitened(place)
-        v = transport.whitened(layout, *self._population(place), z)
+        v = transport.whitened(layout, *self._population(place), z * side[:, None])
         moved = _trajectory(key, u, lambda u: density(u, v)[0], step)
         phi, z, lp = density(moved.at, v)[1]
         return phi, z, lp, moved
@@ -212,10 +219,13 @@ class Importance:
             return jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
 
         def log_marginal(u, weights):
-            """Against the Gaussian that the steps leave as it is."""
-            phi = self._phi(tuning.place(u))
+            """Against the Gaussian that the steps leave as it is; on this side of zero only, as that is not even."""
+            place = tuning.place(u)
+            phi, n = self._phi(place), len(layout.estimated)
+            beyond = jnp.any(jnp.array(self.mirrored) & (place[n : n + k] <= 0))
             prior = log_prior_phi(self.model, phi).sum() + self._log_rate(phi)
-            return jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
+            found = jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
+            return jnp.where(beyond, -jnp.inf, found)
 
         def move(i, carry):
             """A step; the first goes nowhere, and finds the weights here (one copy of the solver is compiled)."""
@@ -264,6 +274,7 @@ class _Moved(NamedTuple):
 
     at: Float[Array, " n"]
     accept: Float[Array, ""]
+    diverging: Any
     steps: Int[Array, ""]
 
 
@@ -292,7 +303,7 @@ def _trajectory(key, at: Float[Array, " n"], log_density, step) -> _Moved:
     change = jnp.where(jnp.isfinite(change), change, -jnp.inf)
     accept = jnp.minimum(1.0, jnp.exp(change))
     taken = jax.random.uniform(for_accept) < accept
-    return _Moved(jnp.where(taken, there, at), accept, steps)
+    return _Moved(jnp.where(taken, there, at), accept, change < -_DIVERGED, steps)
 
 
 def _select(condition, new, old):
