@@ -107,7 +107,7 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
         with opened(folder, ours, partial(rebuilt, model, method)) as kept:
             over = kept.finished(chains)
             if over is None:
-                run = _run(Tuner(model, obs, method, chains), data, seed, chains, spread, settings, kept, progress)
+                run = _run(Tuner(model, obs, method), data, seed, chains, spread, settings, kept, progress)
             else:
                 run = Run(over[0], method, seed, settings, **over[1])
             return _fit(model, data, obs, run, show=progress)

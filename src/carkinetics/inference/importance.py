@@ -90,10 +90,9 @@ class Importance:
         return jnp.isfinite(state.lp)
 
     def slower(self, state: State, shrink: float) -> State:
-        """The same state with smaller steps."""
-        by = jnp.log(shrink)
-        inner, outer = ((x[0] + by, x[1] + by, *x[2:]) for x in (state.inner, state.outer))
-        return state._replace(inner=inner, outer=outer)
+        """The same state with smaller steps where curves are solved: no other diverges."""
+        by, x = jnp.log(shrink), state.outer
+        return state._replace(outer=(x[0] + by, x[1] + by, *x[2:]))
 
     def step(self, state: State, obs: Observations, tuning: Tuning) -> tuple[State, Block]:
         """One iteration."""

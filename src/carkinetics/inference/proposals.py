@@ -14,6 +14,9 @@ FREEDOM = 4  # of the t distributions: tails that are heavier than any patient's
 BROAD_SHARE = 0.15  # of proposals that are drawn from the population, widened: no part of it is ever out of reach
 _BROAD = 1.5  # its SDs, in omegas
 _INFLATION = 1.2  # of a patient's covariance
+COMPONENTS = 3
+_MOST = 1000
+_ROUNDS = 5
 _TRUST = 20  # draws that the covariance known before counts for
 
 
@@ -31,6 +34,7 @@ class Proposals(eqx.Module):
     broad_mean, broad_scale : Float[" random"]
     """
 
+    share: Float[Array, "component subject"]
     mean: Float[Array, "component random subject"]
     factor: Float[Array, "component random random subject"]
     broad_mean: Float[Array, " random"]
@@ -44,8 +48,9 @@ class Proposals(eqx.Module):
         every = self.mean[:, :, None] + jnp.einsum("ckls,lns->ckns", self.factor, step)
         which = jax.random.uniform(for_component, (n, n_subjects), jnp.float32)
         own = every[0]
+        above = BROAD_SHARE + (1 - BROAD_SHARE) * jnp.cumsum(self.share, axis=0)
         for c in range(1, components):
-            own = jnp.where(which > BROAD_SHARE + (1 - BROAD_SHARE) * c / components, every[c], own)
+            own = jnp.where(which > above[c - 1], every[c], own)
         broad = self.broad_mean[:, None, None] + self.broad_scale[:, None, None] * step
         return jnp.where(which < BROAD_SHARE, broad, own)
 
@@ -57,7 +62,7 @@ class Proposals(eqx.Module):
             rows = [[self.factor[c, i, j] for j in range(i + 1)] for i in range(k)]
             own = solve_lower(rows, x - self.mean[c, :, None])
             parts.append(log_standard_t(own, jnp.stack([rows[i][i] for i in range(k)])[:, None]))
-        of_own = jax.scipy.special.logsumexp(jnp.stack(parts), axis=0) - np.log(components)
+        of_own = jax.scipy.special.logsumexp(jnp.stack(parts) + jnp.log(self.share)[:, None], axis=0)
         broad = (x - self.broad_mean[:, None, None]) / self.broad_scale[:, None, None]
         of_broad = log_standard_t(broad, self.broad_scale[:, None, None])
         return jnp.logaddexp(of_own + np.log1p(-BROAD_SHARE), of_broad + np.log(BROAD_SHARE))
@@ -82,6 +87,7 @@ def log_standard_t(x: Float[Array, "k n subject"], scale: Float[Array, " k *n"])
 
 
 def make_proposals(
+    share: Float[AnyArray, "component subject"],
     mean: Float[AnyArray, "component random subject"],
     covariance: Float[AnyArray, "component random random subject"],
     theta: Float[AnyArray, " random"],
@@ -89,18 +95,50 @@ def make_proposals(
 ) -> Proposals:
     """Proposals around each patient's means, and around a population's."""
     factor = np.linalg.cholesky(_INFLATION * np.moveaxis(np.asarray(covariance), -1, 1))
-    parts = mean, np.moveaxis(factor, 1, -1), theta, _BROAD * np.asarray(omega)
+    parts = share, mean, np.moveaxis(factor, 1, -1), theta, _BROAD * np.asarray(omega)
     return Proposals(*(jnp.asarray(x) for x in parts))
 
 
+def around(
+    mean: Float[AnyArray, "random subject"],
+    covariance: Float[AnyArray, "random random subject"],
+    theta: Float[AnyArray, " random"],
+    omega: Float[AnyArray, " random"],
+) -> Proposals:
+    """Proposals from one Gaussian per patient; as it may be wrong, from half to four times as wide."""
+    means = np.broadcast_to(mean, (COMPONENTS, *mean.shape))
+    covariances = np.geomspace(0.5, 4.0, COMPONENTS)[:, None, None, None] * np.asarray(covariance)
+    return make_proposals(np.full((COMPONENTS, mean.shape[-1]), 1 / COMPONENTS), means, covariances, theta, omega)
+
+
 def from_draws(
-    x: Float[np.ndarray, "chain draw random subject"],
+    x: Float[np.ndarray, "draw random subject"],
     known: Float[AnyArray, "random random subject"],
     theta: Float[AnyArray, " random"],
     omega: Float[AnyArray, " random"],
 ) -> Proposals:
-    """Proposals with the moments of a pilot's chains; ``known`` is a covariance that stands in while draws are few."""
-    mean = x.mean(1)
-    off = x - mean[:, None]
-    covariance = (np.einsum("cdks,cdls->ckls", off, off) + _TRUST * np.asarray(known)) / (x.shape[1] + _TRUST)
-    return make_proposals(mean, covariance, theta, omega)
+    """Proposals fitted to a pilot's draws; ``known`` is a covariance that stands in while they are few.
+
+    A mixture of Gaussians by a few rounds of EM, for all patients at once, from groups along the direction in which a
+    patient's draws spread most.
+    """
+    x = x[:: -(-len(x) // _MOST)]
+    n, k, n_subjects = x.shape
+    off = x - x.mean(0)
+    pooled = (np.einsum("dks,dls->skl", off, off) + _TRUST * np.moveaxis(np.asarray(known), -1, 0)) / (n + _TRUST)
+    along = np.einsum("dks,sk->ds", off, np.linalg.eigh(pooled)[1][..., -1])
+    group = along.argsort(0).argsort(0) * COMPONENTS // n
+    member = (group == np.arange(COMPONENTS)[:, None, None]).astype(float)
+    for _ in range(_ROUNDS):
+        count = member.sum(1) + 1e-9
+        mean = np.einsum("cds,dks->cks", member, x) / count[:, None]
+        off = x - mean[:, None]
+        spread = np.einsum("cds,cdks,cdls->cskl", member, off, off)
+        covariance = (spread + _TRUST * pooled) / (count + _TRUST)[:, :, None, None]
+        factor = np.linalg.cholesky(covariance)
+        standard = np.linalg.solve(factor, np.moveaxis(off, 1, -1).swapaxes(1, 2))
+        log = -0.5 * (standard**2).sum(2) - np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)[..., None]
+        log = np.swapaxes(log, 1, 2) + np.log(count)[:, None]
+        member = np.exp(log - np.logaddexp.reduce(log, axis=0))
+    share = (count + _TRUST) / (n + COMPONENTS * _TRUST)
+    return make_proposals(share, mean, np.moveaxis(covariance, 1, -1), theta, omega)

@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,10 +22,11 @@ from carkinetics.inference.importance import Importance
 from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, shrunk, tuned
-from carkinetics.inference.proposals import Proposals, from_draws, make_proposals
+from carkinetics.inference.proposals import Proposals, around, from_draws
 from carkinetics.model import Model
 from carkinetics.population import Layout, Observations, make_layout, split_phi
 
+HELD = 3.0
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 Method = Literal["importance", "nuts"]
 # Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
@@ -47,12 +49,12 @@ def pilots(method: Method, settings: Settings) -> list[int]:
 def rebuilt(model: Model, method: Method, leaves: list[Array]) -> Transport | Tuning:
     """A tuning from its arrays, in the order in which ``jax.tree.leaves`` gives them."""
     centre, scale, information, shift, *rest = leaves
-    bend = None if model.structure.closed_form else Bend(*rest[:3])
-    found = Transport(centre, scale, information, shift, bend)
+    bend, (held, *rest) = (None, rest) if model.structure.closed_form else (Bend(*rest[:3]), rest[3:])
+    found = Transport(centre, scale, information, shift, bend, held)
     if method == "nuts":
         return found
-    mean, factor, broad_mean, broad_scale, *rest = rest if bend is None else rest[3:]
-    return Tuning(found, Proposals(mean, factor, broad_mean, broad_scale), *rest)
+    share, mean, factor, broad_mean, broad_scale, *rest = rest
+    return Tuning(found, Proposals(share, mean, factor, broad_mean, broad_scale), *rest)
 
 
 class _Picture(NamedTuple):
@@ -83,11 +85,22 @@ def _centre(model: Model, found: Transport):
     return phi, z
 
 
+@partial(jax.jit, static_argnums=0)
+def _distance(model: Model, found: Transport, phi, z):
+    """Mean square of every patient's whitened parameters over draws: about 1 if the picture is theirs."""
+    layout = make_layout(model)
+
+    def whitened(phi, z):
+        return found.whitened(layout, *split_phi(layout, phi), z)
+
+    return jnp.mean(jax.vmap(whitened)(phi, z) ** 2, axis=(0, 1))
+
+
 class Tuner:
     """Tunes a sampler: before sampling from the data, later from the chains' own draws."""
 
-    def __init__(self, model: Model, obs: Observations, method: Method, chains: int = 4):
-        self.model, self.obs, self.chains = model, obs, chains
+    def __init__(self, model: Model, obs: Observations, method: Method):
+        self.model, self.obs = model, obs
         self.method: Method = method
 
     def first(self, data: Dataset) -> tuple[Transport | Tuning, list[str]]:
@@ -150,11 +163,7 @@ class Tuner:
         if self.method == "nuts":
             return found
         theta, omega = _random_parameters(make_layout(self.model), np.asarray(found.centre)[None])
-        # As many components as later, from half to four times as wide as the picture: it may be wrong.
-        widths = np.geomspace(0.5, 4.0, self.chains) if self.chains > 1 else np.ones(1)
-        means = np.broadcast_to(mean, (self.chains, *mean.shape))
-        covariances = widths[:, None, None, None] * np.asarray(covariance)
-        proposals = make_proposals(means, covariances, theta[0], omega[0])
+        proposals = around(mean, covariance, theta[0], omega[0])
         return tuned(self.model, found, _square(found.scale), proposals)
 
     def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
@@ -170,14 +179,16 @@ class Tuner:
                 return old
             found = picture.transport
             scale = jnp.asarray(np.linalg.cholesky(shrunk(phi, _square(old.scale))))
-            return Transport(found.centre, scale, found.information, found.shift, found.bend)
+            return eqx.tree_at(lambda t: t.scale, found, scale)
         if _finite(picture):
             found, covariance = picture.transport, picture.covariance
         else:
             found, (_, covariance) = old.transport, _patients(self.model, old.transport)
+        far = np.asarray(_distance(self.model, found, *(jnp.asarray(x[:: -(-len(x) // 100)]) for x in (phi, z))))
+        print('far', np.sort(far)[-8:].round(1), 'n', (far > HELD).sum())
+        found = eqx.tree_at(lambda t: t.held, found, jnp.asarray(far > HELD))
         theta, omega = _random_parameters(make_layout(self.model), phi)
-        x = (theta[:, :, None] + omega[:, :, None] * z).reshape(len(draws), -1, *z.shape[1:])
-        proposals = from_draws(x, covariance, theta.mean(0), omega.mean(0))
+        proposals = from_draws(theta[:, :, None] + omega[:, :, None] * z, covariance, theta.mean(0), omega.mean(0))
         chains = np.stack([d.phi for d in draws])
         slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
         return tuned(self.model, found, _square(found.scale), proposals, chains, shifts=SHIFTS if slow else 0)
