@@ -218,12 +218,7 @@ def _sample(states: list[Chain], tuner: Tuner, tuning, notes: list[str], kept: C
                     lengths += lengthened
         piloting = not complete
         if not piloting:
-            complete = _until_converged(states, settings, report)
-            for _ in range(CAREFUL_ATTEMPTS):
-                if not complete or not _few_divergences(states):
-                    break
-                kept.enter(states, partial(_begin_careful, states), notes)
-                complete = _until_converged(states, settings, report)
+            complete = _until_converged(states, kept, notes, report)
     if piloting or min(c.iterations - c.warmup for c in states) <= 0:
         further = f"; the same call goes on from {kept.folder}." if kept.folder else ": there are no draws to return."
         raise FitError(f"interrupted during warm-up{further}")
@@ -248,13 +243,18 @@ def _begin_careful(states: list[Chain]) -> None:
         chain.begin_again(CAREFUL_SHRINK)
 
 
-def _until_converged(states: list[Chain], settings: Settings, report: Report) -> bool:
+def _until_converged(states: list[Chain], kept: Checkpoint, notes: list[str], report: Report) -> bool:
     """Sample in extensions until the gates pass or the budget ends; False if interrupted."""
+    settings, careful = states[0].programs.settings, 0
     draws = settings.draws
     while run_chains(states, states[0].warmup + draws, report):
-        if draws >= settings.max_draws or not gate_failures(np.stack([b.phi for b in _same_length(states)])):
+        if careful < CAREFUL_ATTEMPTS and _few_divergences(states):
+            kept.enter(states, partial(_begin_careful, states), notes)
+            draws, careful = settings.draws, careful + 1
+        elif draws >= settings.max_draws or not gate_failures(np.stack([b.phi for b in _same_length(states)])):
             return True
-        draws = min(draws + EXTENSION, settings.max_draws)
+        else:
+            draws = min(draws + EXTENSION, settings.max_draws)
     return False
 
 

@@ -14,7 +14,7 @@ FREEDOM = 4  # of the t distributions: tails that are heavier than any patient's
 BROAD_SHARE = 0.15  # of proposals that are drawn from the population, widened: no part of it is ever out of reach
 _BROAD = 1.5  # its SDs, in omegas
 _INFLATION = 1.2  # of a patient's covariance
-COMPONENTS = 3
+COMPONENTS = 4
 _MOST = 1000
 _ROUNDS = 5
 _TRUST = 20  # draws that the covariance known before counts for
@@ -117,28 +117,41 @@ def from_draws(
     theta: Float[AnyArray, " random"],
     omega: Float[AnyArray, " random"],
 ) -> Proposals:
-    """Proposals fitted to a pilot's draws; ``known`` is a covariance that stands in while they are few.
-
-    A mixture of Gaussians by a few rounds of EM, for all patients at once, from groups along the direction in which a
-    patient's draws spread most.
-    """
+    """Proposals fitted to a pilot's draws; ``known`` is a covariance that stands in while they are few."""
     x = x[:: -(-len(x) // _MOST)]
-    n, k, n_subjects = x.shape
-    off = x - x.mean(0)
-    pooled = (np.einsum("dks,dls->skl", off, off) + _TRUST * np.moveaxis(np.asarray(known), -1, 0)) / (n + _TRUST)
+    return make_proposals(*mixture(x, known, np.full((len(x), x.shape[2]), 1 / len(x))), theta, omega)
+
+
+def mixture(
+    x: Float[np.ndarray, "draw random subject"],
+    known: Float[AnyArray, "random random subject"],
+    weights: Float[np.ndarray, "draw subject"],
+):
+    """Shares, means and covariances of a mixture of Gaussians, by a few rounds of EM for all patients at once.
+
+    It begins with groups along the direction in which a patient's draws spread most. Weights are of sum one.
+    """
+    size = 1 / (weights**2).sum(0)  # effective
+    off = x - (weights[:, None] * x).sum(0)
+    spread = np.einsum("ds,dks,dls->skl", weights, off, off, optimize=True)
+    pooled = (size[:, None, None] * spread + _TRUST * np.moveaxis(np.asarray(known), -1, 0)) / (size + _TRUST)[:, None, None]
     along = np.einsum("dks,sk->ds", off, np.linalg.eigh(pooled)[1][..., -1])
-    group = along.argsort(0).argsort(0) * COMPONENTS // n
-    member = (group == np.arange(COMPONENTS)[:, None, None]).astype(float)
+    order = along.argsort(0)
+    below = np.empty_like(weights)
+    np.put_along_axis(below, order, np.cumsum(np.take_along_axis(weights, order, 0), 0), 0)
+    group = np.minimum((below * COMPONENTS).astype(int), COMPONENTS - 1)
+    member = weights * (group == np.arange(COMPONENTS)[:, None, None])
     for _ in range(_ROUNDS):
-        count = member.sum(1) + 1e-9
-        mean = np.einsum("cds,dks->cks", member, x) / count[:, None]
+        share = member.sum(1) + 1e-12
+        mean = np.einsum("cds,dks->cks", member, x, optimize=True) / share[:, None]
         off = x - mean[:, None]
-        spread = np.einsum("cds,cdks,cdls->cskl", member, off, off)
-        covariance = (spread + _TRUST * pooled) / (count + _TRUST)[:, :, None, None]
+        spread = np.einsum("cds,cdks,cdls->cskl", member, off, off, optimize=True)
+        count = share * size
+        covariance = (size[:, None, None] * spread + _TRUST * pooled) / (count + _TRUST)[:, :, None, None]
         factor = np.linalg.cholesky(covariance)
         standard = np.linalg.solve(factor, np.moveaxis(off, 1, -1).swapaxes(1, 2))
         log = -0.5 * (standard**2).sum(2) - np.log(np.diagonal(factor, axis1=-2, axis2=-1)).sum(-1)[..., None]
-        log = np.swapaxes(log, 1, 2) + np.log(count)[:, None]
-        member = np.exp(log - np.logaddexp.reduce(log, axis=0))
-    share = (count + _TRUST) / (n + COMPONENTS * _TRUST)
-    return make_proposals(share, mean, np.moveaxis(covariance, 1, -1), theta, omega)
+        log = np.swapaxes(log, 1, 2) + np.log(share)[:, None]
+        member = weights * np.exp(log - np.logaddexp.reduce(log, axis=0))
+    share = (count + _TRUST) / (count + _TRUST).sum(0)
+    return share, mean, np.moveaxis(covariance, 1, -1)

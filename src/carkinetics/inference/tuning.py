@@ -23,6 +23,7 @@ from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, from_draws
+from carkinetics.inference.scouting import scouted
 from carkinetics.model import Model
 from carkinetics.population import Layout, Observations, make_layout, split_phi
 
@@ -164,6 +165,9 @@ class Tuner:
             return found
         theta, omega = _random_parameters(make_layout(self.model), np.asarray(found.centre)[None])
         proposals = around(mean, covariance, theta[0], omega[0])
+        import time; T=time.time()
+        proposals = scouted(self.model, self.obs, proposals, found.centre, covariance)
+        print('scout', time.time()-T)
         return tuned(self.model, found, _square(found.scale), proposals)
 
     def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
@@ -188,7 +192,11 @@ class Tuner:
         print('far', np.sort(far)[-8:].round(1), 'n', (far > HELD).sum())
         found = eqx.tree_at(lambda t: t.held, found, jnp.asarray(far > HELD))
         theta, omega = _random_parameters(make_layout(self.model), phi)
-        proposals = from_draws(theta[:, :, None] + omega[:, :, None] * z, covariance, theta.mean(0), omega.mean(0))
+        x = theta[:, :, None] + omega[:, :, None] * z
+        proposals = from_draws(x, covariance, theta.mean(0), omega.mean(0))
+        import time; T=time.time()
+        proposals = scouted(self.model, self.obs, proposals, phi.mean(0), covariance, x)
+        print('scout', time.time()-T)
         chains = np.stack([d.phi for d in draws])
         slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
         return tuned(self.model, found, _square(found.scale), proposals, chains, shifts=SHIFTS if slow else 0)
