@@ -28,7 +28,7 @@ from carkinetics.population import (
 )
 
 _SETS, _BATCH = 2048, 32  # per patient and round; solved together
-_WIDE = 1.5  # of the population's SDs: a patient in its tail is not missed because the tail is still unknown
+_WIDE = 2.0  # of the population's SDs: a patient in its tail is not missed because the tail is still unknown
 _ROUNDS = 4
 _CARRIED = 60.0  # sets that must carry the weight
 
