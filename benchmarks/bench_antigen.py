@@ -20,8 +20,9 @@ import numpy as np
 from bench_fit import save
 from carkinetics import solvers
 from carkinetics.dataset import Dataset, read_dataset
-from carkinetics.fit_result import convergence, population_draws
+from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
+from carkinetics.inference.gates import convergence
 from carkinetics.model import Model
 from carkinetics.model_files import parse_model
 from carkinetics.population import log_joint, make_layout, make_observations

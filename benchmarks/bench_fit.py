@@ -21,9 +21,10 @@ import jax
 import numpy as np
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
-from carkinetics.fit_result import convergence, population_draws
+from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.coordinates import Point, log_density
+from carkinetics.inference.gates import convergence
 from carkinetics.inference.tuning import Tuner
 from carkinetics.model_files import load_model
 from carkinetics.population import log_joint, make_layout, make_observations

@@ -26,7 +26,8 @@ import pandas as pd
 from jaxtyping import Float
 
 from bench_fit import save
-from carkinetics.fit_result import RHAT_FAILED, convergence
+from carkinetics.fit_result import RHAT_FAILED
+from carkinetics.inference.gates import convergence
 from peers.problem import SEEDS, make_problem, peers_model
 from peers.worker import ABSENT
 

@@ -127,6 +127,7 @@ def synthetic(model, obs, seed):
         information=jnp.asarray(information),
         shift=jnp.asarray(rng.normal(0, 2, (*information.shape[:2], n))),
         bend=bend,
+        held=jnp.arange(n) == 1,
     )
 
 

@@ -66,13 +66,13 @@ def test_a_vectorised_lane_gives_the_threads_draws(method, monkeypatch):
     settings = Settings(pilot=25, warmup=25, draws=25, max_draws=25, proposals=8, max_tree_depth=5)
     options = {"seed": 1, "method": method, "chains": 2, "settings": settings, "progress": False}
     states = []
-    original = fitting._begin_tuned
+    original = fitting._Stages._begin_tuned
 
-    def first_stage(chains, tuner):
-        states.append([np.concatenate([b.phi for b in c.blocks]) for c in chains])
-        original(chains, tuner)
+    def first_stage(stages):
+        states.append([np.concatenate([b.phi for b in c.blocks]) for c in stages.states])
+        original(stages)
 
-    monkeypatch.setattr(fitting, "_begin_tuned", first_stage)
+    monkeypatch.setattr(fitting._Stages, "_begin_tuned", first_stage)
     fit(model, data, **options)
     monkeypatch.setattr(fitting, "lanes", lambda chains, devices: Lanes(lanes(chains, None).devices, chains))
     vectorised = fit(model, data, **options)

@@ -19,9 +19,10 @@ from scipy import integrate, optimize, stats
 from agreement import LIMIT, PROBABILITIES, Facts, disagreements, facts_of, tail
 from carkinetics.dataset import read_dataset
 from carkinetics.demo import read_trial, virtual_trial
-from carkinetics.fit_result import convergence, population_draws
+from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
+from carkinetics.inference.gates import convergence
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.population import joint, make_observations

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from carkinetics.fit_result import Fit, convergence, population_draws
+from carkinetics.fit_result import Fit, population_draws
+from carkinetics.inference.gates import convergence
 
 
 def spoiled(fit, **changes) -> Fit:

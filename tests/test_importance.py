@@ -9,11 +9,20 @@ from scipy import stats
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
 from carkinetics.inference.chains import Settings
-from carkinetics.inference.coordinates import no_transport
+from carkinetics.inference.coordinates import Transport, no_transport
 from carkinetics.inference.importance import Importance
 from carkinetics.inference.places import autocorrelation, bowed, mirrored, to_place, tuned
-from carkinetics.inference.proposals import BROAD_SHARE, FREEDOM, from_draws, log_standard_t, make_proposals, standard_t
-from carkinetics.inference.tuning import Tuner
+from carkinetics.inference.proposals import (
+    BROAD_SHARE,
+    COMPONENTS,
+    FREEDOM,
+    Mixture,
+    around,
+    log_standard_t,
+    make_proposals,
+    standard_t,
+)
+from carkinetics.inference.tuning import HELD, Tuner, how_far
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.population import Rows, log_joint, make_layout, make_observations, prior_phi, split_phi
@@ -24,10 +33,19 @@ HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.
 
 def random_proposals(k=3, n=4, seed=0):
     rng = np.random.default_rng(seed)
-    root = rng.normal(size=(k, k, n))
-    covariance = np.einsum("ijs,ljs->ils", root, root) + 0.1 * np.eye(k)[:, :, None]
-    mean, theta, omega = rng.normal(size=(k, n)), rng.normal(size=k), rng.uniform(0.5, 2, k)
-    return make_proposals(*(jnp.asarray(x) for x in (mean, covariance, theta, omega)))
+    root = rng.normal(size=(COMPONENTS, n, k, k))
+    covariance = root @ np.swapaxes(root, -1, -2) + 0.1 * np.eye(k)
+    share = rng.dirichlet(np.ones(COMPONENTS), n).T
+    own = Mixture(share, rng.normal(size=(COMPONENTS, k, n)), covariance)
+    return make_proposals(own, rng.normal(size=k), rng.uniform(0.5, 2, k))
+
+
+def components(p, s):
+    """Shares, means and scale matrices of a patient's proposals, the population's among them."""
+    factor = np.asarray(p.factor[..., s])
+    own = [(1 - BROAD_SHARE) * p.share[:, s], np.asarray(p.mean[:, :, s]), factor @ np.swapaxes(factor, -1, -2)]
+    broad = [[BROAD_SHARE], np.asarray(p.broad_mean)[None], np.diag(np.asarray(p.broad_scale) ** 2)[None]]
+    return list(zip(*(np.concatenate(pair) for pair in zip(own, broad, strict=True)), strict=True))
 
 
 def test_density_of_proposals_is_scipys():
@@ -36,13 +54,10 @@ def test_density_of_proposals_is_scipys():
         p = random_proposals()
         x = np.random.default_rng(1).normal(0, 3, (3, 50, 4))
         found = np.asarray(p.log_density(jnp.asarray(x)))
-        broad = stats.multivariate_t(np.asarray(p.broad_mean), np.diag(np.asarray(p.broad_scale) ** 2), df=FREEDOM)
         wanted = np.empty_like(found)
         for s in range(4):
-            factor = np.asarray(p.factor[:, :, s])
-            own = stats.multivariate_t(np.asarray(p.mean[:, s]), factor @ factor.T, df=FREEDOM)
-            parts = (1 - BROAD_SHARE) * own.pdf(x[:, :, s].T) + BROAD_SHARE * broad.pdf(x[:, :, s].T)
-            wanted[:, s] = np.log(parts)
+            parts = (c * stats.multivariate_t(m, v, df=FREEDOM).pdf(x[:, :, s].T) for c, m, v in components(p, s))
+            wanted[:, s] = np.log(sum(parts))
     # A constant that all patients and sets share is left out.
     np.testing.assert_allclose(found - found[0, 0], wanted - wanted[0, 0], rtol=0, atol=1e-11)
 
@@ -53,34 +68,18 @@ def test_proposals_are_drawn_from_their_density():
         p = random_proposals(k=2, n=2)
         x = np.asarray(p.sample(jax.random.key(0), 40_000))
         for s in range(2):
-            factor = np.asarray(p.factor[:, :, s])
-            scale = factor @ factor.T
             for j in range(2):
 
-                def cdf(q, j=j, s=s, scale=scale):
-                    own = stats.t(FREEDOM, p.mean[j, s], np.sqrt(scale[j, j])).cdf(q)
-                    return (1 - BROAD_SHARE) * own + BROAD_SHARE * stats.t(
-                        FREEDOM, p.broad_mean[j], p.broad_scale[j]
-                    ).cdf(q)
+                def cdf(q, j=j, s=s):
+                    return sum(c * stats.t(FREEDOM, m[j], np.sqrt(v[j, j])).cdf(q) for c, m, v in components(p, s))
 
                 assert stats.kstest(x[j, :, s], cdf).pvalue > 1e-3
         t = np.asarray(standard_t(jax.random.key(1), 3, 40_000, 1))[..., 0]
         # The squared length of a multivariate t vector over its dimension is F distributed.
         assert stats.kstest((t**2).sum(0) / 3, stats.f(3, FREEDOM).cdf).pvalue > 1e-3
-        density = np.asarray(log_standard_t(jnp.asarray(t[:, :5, None]), jnp.ones(3)))[:, 0]
+        density = np.asarray(log_standard_t(jnp.asarray(t[:, :5, None])))[:, 0]
         wanted = stats.multivariate_t(np.zeros(3), np.eye(3), df=FREEDOM).logpdf(t[:, :5].T)
         np.testing.assert_allclose(np.diff(density), np.diff(wanted), atol=1e-11)
-
-
-def test_proposals_take_the_pilots_moments():
-    """If it fails, a pilot teaches nothing."""
-    rng = np.random.default_rng(2)
-    x = rng.multivariate_normal([1.0, -2.0], [[1.0, 0.6], [0.6, 2.0]], 4000)[:, :, None]
-    with jax.enable_x64(True):
-        p = from_draws(x, jnp.eye(2)[:, :, None], jnp.zeros(2), jnp.ones(2))
-        covariance = np.asarray(p.factor[:, :, 0] @ p.factor[:, :, 0].T)
-    np.testing.assert_allclose(p.mean[:, 0], [1.0, -2.0], atol=0.1)
-    np.testing.assert_allclose(covariance, 1.2 * np.array([[1.0, 0.6], [0.6, 2.0]]), rtol=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +117,36 @@ def test_whitened_places_go_there_and_back(parts):
     ]
     np.testing.assert_allclose(sizes, sizes[0], rtol=1e-10)
     np.testing.assert_allclose(kernel._phi(to_place(kernel.layout, kernel.mirrored, phi)), phi, rtol=1e-12)
+
+
+def test_how_far_a_patient_is_from_its_gaussian(parts):
+    """If it fails, patients with two explanations are moved as if they had one, and every step diverges."""
+    kernel, obs, tuning, phi, _ = parts
+    rng = np.random.default_rng(6)
+    v = rng.normal(size=(200, 6, obs.n_subjects))
+    v[:100, :, 1] += 6.0
+    v[100:, :, 1] -= 6.0
+    z = jax.vmap(lambda v: tuning.transport.patients(kernel.layout, *split_phi(kernel.layout, phi), v)[0])(v)
+    far = np.asarray(how_far(HALF, tuning.transport, jnp.tile(phi, (200, 1)), z))
+    np.testing.assert_allclose(far, np.where(np.arange(obs.n_subjects) == 1, 37.0, 1.0), rtol=0.2)
+    assert (far[[0, 2]] < HELD).all() and far[1] > HELD
+
+
+def test_a_held_patient_stands_still(parts):
+    """If it fails, a step throws a patient that no Gaussian describes out of what its samples allow."""
+    kernel, obs, tuning, phi, z = parts
+    layout = kernel.layout
+    held = eqx.tree_at(lambda t: t.held, tuning.transport, jnp.arange(obs.n_subjects) == 2)
+    v = held.whitened(layout, *split_phi(layout, phi), z)
+    elsewhere = split_phi(layout, phi + 0.3)
+
+    def individual(theta, omega, z):
+        return np.asarray(theta[jnp.array(layout.random)][:, None] + omega[:, None] * z)
+
+    before = individual(*split_phi(layout, phi)[:2], z)
+    after = individual(*elsewhere[:2], held.patients(layout, *elsewhere, v)[0])
+    np.testing.assert_allclose(after[:, 2], before[:, 2], rtol=1e-12)
+    assert np.abs(after[:, 0] - before[:, 0]).max() > 1e-3
 
 
 def test_a_bow_is_found():
@@ -205,12 +234,17 @@ def prior_tuning(kernel, obs):
     k, n = len(layout.random), obs.n_subjects
     root = rng.normal(size=(k, k, n))
     information = np.einsum("ijs,ljs->ils", root, root)[None]
-    found = type(found)(
-        found.centre, found.scale, jnp.asarray(information), jnp.asarray(rng.normal(size=(1, k, n))), None
+    found = Transport(
+        found.centre,
+        found.scale,
+        jnp.asarray(information),
+        jnp.asarray(rng.normal(size=(1, k, n))),
+        None,
+        jnp.arange(n) == 1,
     )
-    theta, omega, _ = split_phi(layout, phi)
-    covariance = jnp.broadcast_to(jnp.eye(k)[:, :, None], (k, k, n))
-    proposals = make_proposals(theta[:, None] + jnp.asarray(rng.normal(size=(k, n))), covariance, theta, omega)
+    theta, omega, _ = (np.asarray(x) for x in split_phi(layout, phi))
+    own = around(theta[:, None] + rng.normal(size=(k, n)), np.tile(np.eye(k), (n, 1, 1)))
+    proposals = make_proposals(own, theta, omega)
     tuning = tuned(HALF, found, np.asarray(found.scale @ found.scale.T), proposals, shifts=2)
     # Steps that tie every component to the others: what is true of a mirror image only by symmetry is not true then.
     tied = tuning.scale @ jnp.asarray(np.linalg.cholesky(0.3 * np.eye(13) + 0.7))

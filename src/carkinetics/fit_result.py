@@ -16,15 +16,13 @@ from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
 from carkinetics.findings import listed
+from carkinetics.inference.gates import ESS_MIN, RHAT_MAX, convergence
 from carkinetics.inference.laplace import OMEGA_BOUNDS
 from carkinetics.model import Model, iiv_cv_pct
 from carkinetics.transforms import TRANSFORMS
 
 Draws = Float[np.ndarray, "chain draw"]  # of one number
 
-# The gates: a fit that passes none of the thresholds below is never shown as converged.
-RHAT_MAX = 1.01
-ESS_MIN = 400
 EBFMI_MIN = 0.3
 SOLVER_SHARE = 0.05  # of the residual SD: the solver may be off by that much in ln level
 # Beyond these a fit is not a weak one but a wrong one.
@@ -38,7 +36,6 @@ MOVE_FAILED = 0.5
 INTERVAL = (0.025, 0.975)  # equal-tailed 95 %
 _NORMAL_END = 1.959963984540054  # the SDs from the mean to either end of that interval of a Gaussian
 _NAMED = 5  # patients about whom chains disagree
-_TAIL = (0.05, 0.95)  # quantiles of which tail ESS is the smaller: Vehtari et al. 2021
 
 
 @dataclass(frozen=True)
@@ -302,29 +299,6 @@ def population_draws(
         names.append(f"sigma {a.name}")
         columns.append(post["sigma"].sel(assay=a.name).values)
     return names, np.stack(columns, axis=-1)
-
-
-def convergence(
-    draws: Float[np.ndarray, "chain draw quantity"],
-) -> tuple[Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"]]:
-    """Rank-normalised split R-hat, bulk ESS and tail ESS of every quantity.
-
-    References
-    ----------
-    Vehtari A et al., Bayesian Anal 2021;16:667-718, doi:10.1214/20-BA1221; as implemented in ArviZ.
-    """
-    from arviz_stats.base.array import array_stats
-
-    rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1)
-    bulk = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="bulk")
-    tail = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="tail", prob=_TAIL)
-    return np.atleast_1d(rhat), np.atleast_1d(bulk), np.atleast_1d(tail)
-
-
-def gate_failures(draws: Float[np.ndarray, "chain draw quantity"]) -> int:
-    """How many quantities miss a gate: R-hat, bulk ESS or tail ESS."""
-    rhat, bulk, tail = convergence(draws)
-    return int(np.sum(~((rhat <= RHAT_MAX) & (bulk >= ESS_MIN) & (tail >= ESS_MIN))))
 
 
 def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:

@@ -5,6 +5,7 @@ Data-driven start -> Laplace start -> coordinates -> chains in blocks until the 
 
 import os
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 from carkinetics.dataset import Dataset
 from carkinetics.errors import FitError
-from carkinetics.fit_result import Fit, gate_failures
+from carkinetics.fit_result import Fit
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.approximation import approximate, draw
 from carkinetics.inference.cache import use_compile_cache
@@ -23,6 +24,7 @@ from carkinetics.inference.chains import Block, Chain, NoStart, Programs, Settin
 from carkinetics.inference.checkpoint import Checkpoint, opened
 from carkinetics.inference.devices import Lanes, lanes
 from carkinetics.inference.failures import around_divergences
+from carkinetics.inference.gates import convergence, gate_failures
 from carkinetics.inference.identity import identity
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
@@ -36,6 +38,7 @@ EXTENSION = 500  # draws per chain that are added while a gate still fails
 CAREFUL_MAX = 0.005  # share of transitions
 CAREFUL_SHRINK = 0.6
 CAREFUL_ATTEMPTS = 3
+RETUNE_RHAT = 1.02  # beyond which chains are tuned again by their own draws, once
 DEFAULT_SETTINGS = Settings()
 
 
@@ -204,58 +207,84 @@ def _sample(states: list[Chain], tuner: Tuner, tuning, notes: list[str], kept: C
     A resumed run goes the same way: a stage begins as the checkpoint has it, its stored blocks are gone through,
     and every decision is made from the same draws again.
     """
-    settings = states[0].programs.settings
-    lengths, lengthened = pilots(tuner.method, settings), []
+    settings, lengths = states[0].programs.settings, pilots(tuner.method, states[0].programs.settings)
     with bars(len(states), sum(lengths) + settings.warmup + settings.draws, show=show) as report:
-        kept.enter(states, partial(_begin_pilot, states, tuner, tuning), notes)
-        complete = True
-        while complete and lengths:
-            complete = run_chains(states, lengths.pop(0), report)
-            if complete:
-                kept.enter(states, partial(_begin_tuned, states, tuner), notes)
-                if not lengths and not lengthened and tuner.unfinished(states[0].tuning):
-                    lengthened = [settings.pilot]
-                    lengths += lengthened
-        piloting = not complete
-        if not piloting:
-            complete = _until_converged(states, settings, report)
-            for _ in range(CAREFUL_ATTEMPTS):
-                if not complete or not _few_divergences(states):
-                    break
-                kept.enter(states, partial(_begin_careful, states), notes)
-                complete = _until_converged(states, settings, report)
-    if piloting or min(c.iterations - c.warmup for c in states) <= 0:
+        stages = _Stages(states, tuner, kept, notes, report)
+        piloted = stages.pilots(tuning, lengths)
+        complete = piloted and stages.until_converged()
+    if not piloted or min(c.iterations - c.warmup for c in states) <= 0:
         further = f"; the same call goes on from {kept.folder}." if kept.folder else ": there are no draws to return."
         raise FitError(f"interrupted during warm-up{further}")
     return complete
 
 
-def _begin_pilot(states: list[Chain], tuner: Tuner, tuning) -> None:
-    phi, z = tuner.centre(tuning)
-    for chain in states:
-        chain.begin(tuning, phi, z, jitter=1.0)
+class _Stages(NamedTuple):
+    """The chains of a fit, what tunes them and where they are kept; each stage begins from the one before."""
 
+    states: list[Chain]
+    tuner: Tuner
+    kept: Checkpoint
+    notes: list[str]
+    report: Report
 
-def _begin_tuned(states: list[Chain], tuner: Tuner) -> None:
-    pilot = [chain.kept(skip=chain.iterations // 2) for chain in states]
-    tuning = tuner.again(states[0].tuning, pilot)
-    for chain, draws in zip(states, pilot, strict=True):
-        chain.begin(tuning, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
-
-
-def _begin_careful(states: list[Chain]) -> None:
-    for chain in states:
-        chain.begin_again(CAREFUL_SHRINK)
-
-
-def _until_converged(states: list[Chain], settings: Settings, report: Report) -> bool:
-    """Sample in extensions until the gates pass or the budget ends; False if interrupted."""
-    draws = settings.draws
-    while run_chains(states, states[0].warmup + draws, report):
-        if draws >= settings.max_draws or not gate_failures(np.stack([b.phi for b in _same_length(states)])):
+    def pilots(self, tuning, lengths: list[int]) -> bool:
+        """Tune the chains by pilots of these lengths; False if interrupted."""
+        self._enter(partial(self._begin_pilot, tuning))
+        for length in lengths:
+            if not self._run(length):
+                return False
+            self._enter(self._begin_tuned)
+        if not self.tuner.unfinished(self.states[0].tuning):
             return True
-        draws = min(draws + EXTENSION, settings.max_draws)
-    return False
+        complete = self._run(self.states[0].programs.settings.pilot)
+        if complete:
+            self._enter(self._begin_tuned)
+        return complete
+
+    def until_converged(self) -> bool:
+        """Sample in extensions until the gates pass or the budget ends; False if interrupted.
+
+        A few divergent transitions: anew, with smaller steps. Chains that still disagree after twice the draws asked
+        for: anew, tuned by what they have found meanwhile.
+        """
+        settings, careful, tuned = self.states[0].programs.settings, 0, False
+        draws = settings.draws
+        while self._run(self.states[0].warmup + draws):
+            if careful < CAREFUL_ATTEMPTS and _few_divergences(self.states):
+                self._enter(self._begin_careful)
+                draws, careful = settings.draws, careful + 1
+            elif draws >= settings.max_draws or not gate_failures(self._phi()):
+                return True
+            elif not tuned and draws >= 2 * settings.draws and convergence(self._phi())[0].max() > RETUNE_RHAT:
+                self._enter(self._begin_tuned)
+                draws, careful, tuned = settings.draws, 0, True
+            else:
+                draws = min(draws + EXTENSION, settings.max_draws)
+        return False
+
+    def _run(self, until: int) -> bool:
+        return run_chains(self.states, until, self.report)
+
+    def _enter(self, begin: Callable[[], None]) -> None:
+        self.kept.enter(self.states, begin, self.notes)
+
+    def _phi(self) -> np.ndarray:
+        return np.stack([b.phi for b in _same_length(self.states)])
+
+    def _begin_pilot(self, tuning) -> None:
+        phi, z = self.tuner.centre(tuning)
+        for chain in self.states:
+            chain.begin(tuning, phi, z, jitter=1.0)
+
+    def _begin_tuned(self) -> None:
+        pilot = [chain.kept(skip=chain.iterations // 2) for chain in self.states]
+        tuning = self.tuner.again(self.states[0].tuning, pilot)
+        for chain, draws in zip(self.states, pilot, strict=True):
+            chain.begin(tuning, jnp.asarray(draws.phi[-1]), jnp.asarray(draws.z[-1]), jitter=0.0)
+
+    def _begin_careful(self) -> None:
+        for chain in self.states:
+            chain.begin_again(CAREFUL_SHRINK)
 
 
 def _few_divergences(states: list[Chain]) -> bool:

@@ -175,6 +175,12 @@ class Layout:
         return len(self.estimated) + len(self.random) + len(self.assays)
 
     @property
+    def omegas(self) -> slice:
+        """Where ``phi`` has the log omegas: after the estimated typical values, before the residual SDs."""
+        first = len(self.estimated)
+        return slice(first, first + len(self.random))
+
+    @property
     def phi_names(self) -> list[str]:
         """What the components of ``phi`` are called: ``cmax``, ``omega cmax``, ``sigma qpcr``."""
         names = [p.name for p in self.parameters]
@@ -296,6 +302,17 @@ def log_likelihood_by_subject(
     return jax.ops.segment_sum(log_likelihood(ln_prediction, sigma, obs), obs.subject, obs.n_subjects)
 
 
+def subject_log_likelihood(
+    layout: Layout,
+    theta: Float[Array, " parameter"],
+    x: Float[Array, "random subject"],
+    sigma: Float[Array, " assay"],
+    obs: Observations,
+) -> Float[Array, " subject"]:
+    """Log likelihood of every patient's rows at individual parameters ``x`` (transformed scale)."""
+    return log_likelihood_by_subject(ln_pred(layout, with_random(layout, theta, x), obs), sigma, obs)
+
+
 def split_phi(
     layout: Layout, phi: Float[Array, " phi"]
 ) -> tuple[Float[Array, " parameter"], Float[Array, " random"], Float[Array, " assay"]]:
@@ -303,10 +320,10 @@ def split_phi(
 
     ``phi`` holds the estimated typical values, then ln omega, then ln sigma.
     """
-    n_theta, n_omega = len(layout.estimated), len(layout.random)
+    omegas = layout.omegas
     position = {i: j for j, i in enumerate(layout.estimated)}
     theta = jnp.stack([phi[position[i]] if i in position else p.theta for i, p in enumerate(layout.parameters)])
-    return theta, jnp.exp(phi[n_theta : n_theta + n_omega]), jnp.exp(phi[n_theta + n_omega :])
+    return theta, jnp.exp(phi[omegas]), jnp.exp(phi[omegas.stop :])
 
 
 def log_joint(

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.scipy.linalg import block_diag
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from carkinetics.inference.laplace import Start
 from carkinetics.model import Model
@@ -89,6 +89,8 @@ class Transport(eqx.Module):
         follows from any population.
     bend : Bend or None
         None where the structure is taken as it is.
+    held : Bool[" subject"]
+        Patients whose individual parameters stand still as the population moves, since no Gaussian describes them.
     """
 
     centre: Float[Array, " phi"]
@@ -96,6 +98,7 @@ class Transport(eqx.Module):
     information: Float[Array, "assay random parameter subject"]
     shift: Float[Array, "assay random subject"]
     bend: Bend | None
+    held: Bool[Array, " subject"]
 
     def __call__(
         self, layout: Layout, point: Point
@@ -112,10 +115,12 @@ class Transport(eqx.Module):
         precision, pull = self.conditional(layout, theta, omega, sigma)
         factor = cholesky(precision)
         z = solve_upper(factor, solve_lower(factor, pull) + v)
+        typical = theta[jnp.array(layout.random)][:, None]
         if self.bend is not None:
-            typical = theta[jnp.array(layout.random)][:, None]
             z = (self.bend(typical + omega[:, None] * z) - typical) / omega[:, None]
-        return z, -jnp.log(jnp.stack([factor[j][j] for j in range(len(factor))])).sum(0)
+        log_det = -jnp.log(jnp.stack([factor[j][j] for j in range(len(factor))])).sum(0)
+        z = jnp.where(self.held, (v - typical) / omega[:, None], z)
+        return z, jnp.where(self.held, -jnp.log(jnp.abs(omega)).sum(), log_det)
 
     def whitened(
         self, layout: Layout, theta, omega, sigma, z: Float[Array, "random subject"]
@@ -123,10 +128,12 @@ class Transport(eqx.Module):
         """The inverse of :meth:`patients`."""
         precision, pull = self.conditional(layout, theta, omega, sigma)
         factor, k = cholesky(precision), len(precision)
+        typical = theta[jnp.array(layout.random)][:, None]
+        x = typical + omega[:, None] * z
         if self.bend is not None:
-            typical = theta[jnp.array(layout.random)][:, None]
-            z = (self.bend.inverse(typical + omega[:, None] * z) - typical) / omega[:, None]
-        return jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)]) - solve_lower(factor, pull)
+            z = (self.bend.inverse(x) - typical) / omega[:, None]
+        v = jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)]) - solve_lower(factor, pull)
+        return jnp.where(self.held, x, v)
 
     def conditional(self, layout: Layout, theta, omega, sigma):
         """Every patient's conditional precision of ``z`` given a population, and its linear term."""
@@ -192,6 +199,7 @@ def transport(model: Model, obs: Observations, start: Start, *, straighten: bool
         information=start.information[:, random],
         shift=shift,
         bend=straightened(model, obs, start) if straighten and not model.structure.closed_form else None,
+        held=jnp.zeros(n_subjects, bool),
     )
 
 
@@ -254,6 +262,7 @@ def no_transport(model: Model, obs: Observations, phi: Float[Array, " phi"]) -> 
         information=jnp.zeros((a, k, p, n)),
         shift=jnp.zeros((a, k, n)),
         bend=None if model.structure.closed_form else straight,
+        held=jnp.zeros(n, bool),
     )
 
 

@@ -40,13 +40,11 @@ from carkinetics.inference.proposals import log_standard_t, standard_t
 from carkinetics.model import Model
 from carkinetics.population import (
     Observations,
-    ln_pred,
     log_joint,
-    log_likelihood_by_subject,
     log_prior_phi,
     make_layout,
     split_phi,
-    with_random,
+    subject_log_likelihood,
 )
 
 _ACCEPT = 0.8  # that the step size on averaged weights is adapted to; where curves are solved, it is a setting
@@ -90,10 +88,9 @@ class Importance:
         return jnp.isfinite(state.lp)
 
     def slower(self, state: State, shrink: float) -> State:
-        """The same state with smaller steps."""
-        by = jnp.log(shrink)
-        inner, outer = ((x[0] + by, x[1] + by, *x[2:]) for x in (state.inner, state.outer))
-        return state._replace(inner=inner, outer=outer)
+        """The same state with smaller steps where curves are solved: no other diverges."""
+        by, x = jnp.log(shrink), state.outer
+        return state._replace(outer=(x[0] + by, x[1] + by, *x[2:]))
 
     def step(self, state: State, obs: Observations, tuning: Tuning) -> tuple[State, Block]:
         """One iteration."""
@@ -138,11 +135,8 @@ class Importance:
         fresh = tuning.proposals.sample(for_sets, self.settings.proposals - 1)
         sets = jnp.concatenate([present[:, None], fresh], axis=1)
 
-        def fit(x):
-            ln_level = ln_pred(layout, with_random(layout, theta, x), obs)
-            return log_likelihood_by_subject(ln_level, sigma, obs)
-
-        weight = jax.vmap(fit, in_axes=1)(sets) - tuning.proposals.log_density(sets)
+        fit = jax.vmap(lambda x: subject_log_likelihood(layout, theta, x, sigma, obs), in_axes=1)
+        weight = fit(sets) - tuning.proposals.log_density(sets)
         weight = jnp.where(jnp.isfinite(weight), weight, -jnp.inf)
 
         def log_weights(phi):
@@ -185,9 +179,9 @@ class Importance:
         # A mirrored omega begins on either side of zero by chance: the steps' scale is not symmetric, so that a chain
         # which always began on one side would not leave the posterior as it is.
         for_side, key = jax.random.split(key)
-        n, k = len(layout.estimated), len(layout.random)
-        side = jnp.where(jnp.array(self.mirrored), jax.random.rademacher(for_side, (k,), float), 1.0)
-        place = to_place(layout, self.mirrored, phi).at[n : n + k].multiply(side)
+        side = jax.random.rademacher(for_side, (len(layout.random),), float)
+        side = jnp.where(jnp.array(self.mirrored), side, 1.0)
+        place = to_place(layout, self.mirrored, phi).at[layout.omegas].multiply(side)
         u = tuning.whitened(place)
         v = transport.whitened(layout, *self._population(place), z * side[:, None])
         moved = _trajectory(key, u, lambda u: density(u, v)[0], step)
@@ -196,14 +190,13 @@ class Importance:
 
     def _shift(self, key, obs: Observations, tuning: Tuning, phi, z):
         """The population by long steps, on averaged weights of whitened proposals that follow it."""
-        layout, transport, k = self.layout, tuning.transport, len(self.layout.random)
+        layout, transport = self.layout, tuning.transport
         for_sets, for_choice, for_moves = jax.random.split(key, 3)
         place = to_place(layout, self.mirrored, phi)
         present = transport.whitened(layout, *self._population(place), z)
-        n, one = self.settings.proposals - 1, jnp.ones(k)
-        fresh = standard_t(for_sets, k, n, obs.n_subjects)
+        fresh = standard_t(for_sets, len(layout.random), self.settings.proposals - 1, obs.n_subjects)
         sets = jnp.concatenate([present[:, None], fresh], axis=1)
-        proposed = log_standard_t(sets, one)
+        proposed = log_standard_t(sets)
 
         def log_weights(place):
             theta, omega, sigma = self._population(place)
@@ -211,8 +204,7 @@ class Importance:
             def weight(v):
                 z, log_det = transport.patients(layout, theta, omega, sigma, v)
                 x = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
-                ln_level = ln_pred(layout, with_random(layout, theta, x), obs)
-                fit = log_likelihood_by_subject(ln_level, sigma, obs)
+                fit = subject_log_likelihood(layout, theta, x, sigma, obs)
                 return fit - 0.5 * jnp.sum(z**2, axis=0) + log_det
 
             weights = jax.vmap(weight, in_axes=1)(sets) - proposed
@@ -221,8 +213,8 @@ class Importance:
         def log_marginal(u, weights):
             """Against the Gaussian that the steps leave as it is; on this side of zero only, as that is not even."""
             place = tuning.place(u)
-            phi, n = self._phi(place), len(layout.estimated)
-            beyond = jnp.any(jnp.array(self.mirrored) & (place[n : n + k] <= 0))
+            phi = self._phi(place)
+            beyond = jnp.any(jnp.array(self.mirrored) & (place[layout.omegas] <= 0))
             prior = log_prior_phi(self.model, phi).sum() + self._log_rate(phi)
             found = jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
             return jnp.where(beyond, -jnp.inf, found)
@@ -254,19 +246,16 @@ class Importance:
     def _population(self, place):
         """Typical values, omegas (of either sign where mirrored), residual SDs."""
         theta, omega, sigma = split_phi(self.layout, place)
-        n = len(self.layout.estimated)
-        return theta, jnp.where(jnp.array(self.mirrored), place[n : n + len(omega)], omega), sigma
+        return theta, jnp.where(jnp.array(self.mirrored), place[self.layout.omegas], omega), sigma
 
     def _phi(self, place):
         """``phi`` of a place, the same for an omega and its mirror image."""
-        n, k = len(self.layout.estimated), len(self.layout.random)
-        omega = place[n : n + k]
-        return place.at[n : n + k].set(jnp.where(jnp.array(self.mirrored), jnp.log(jnp.abs(omega)), omega))
+        omega = place[self.layout.omegas]
+        return place.at[self.layout.omegas].set(jnp.where(jnp.array(self.mirrored), jnp.log(jnp.abs(omega)), omega))
 
     def _log_rate(self, phi):
         """Log of d phi / d place: the model's density is one of ln omega, a mirrored omega is itself the coordinate."""
-        n, k = len(self.layout.estimated), len(self.layout.random)
-        return -jnp.sum(jnp.where(jnp.array(self.mirrored), phi[n : n + k], 0.0))
+        return -jnp.sum(jnp.where(jnp.array(self.mirrored), phi[self.layout.omegas], 0.0))
 
 
 class _Moved(NamedTuple):

@@ -57,18 +57,15 @@ def mirrored(model: Model) -> tuple[bool, ...]:
 
 def inner_positions(layout: Layout) -> list[int]:
     """Where ``phi`` has the typical values of random parameters and the log omegas."""
-    n = len(layout.estimated)
     typical = [j for j, i in enumerate(layout.estimated) if i in layout.random]
-    return typical + list(range(n, n + len(layout.random)))
+    return typical + list(range(layout.n_phi)[layout.omegas])
 
 
 def to_place(layout: Layout, mirrored: tuple[bool, ...], phi):
     """``phi`` in the coordinates in which the population moves: mirrored omegas as they are, not their logs."""
-    n = len(layout.estimated)
-    end = n + len(layout.random)
-    logs = phi[..., n:end]
-    omega = jnp.where(jnp.array(mirrored), jnp.exp(logs), logs)
-    return jnp.concatenate([phi[..., :n], omega, phi[..., end:]], axis=-1)
+    at = layout.omegas
+    omega = jnp.where(jnp.array(mirrored), jnp.exp(phi[..., at]), phi[..., at])
+    return jnp.concatenate([phi[..., : at.start], omega, phi[..., at.stop :]], axis=-1)
 
 
 def tuned(
@@ -88,8 +85,7 @@ def tuned(
     moving, known = np.array(inner_positions(layout)), np.asarray(curvature)
     inner = np.linalg.cholesky(known[np.ix_(moving, moving)])
     rate = np.ones(layout.n_phi)
-    n, k = len(layout.estimated), len(layout.random)
-    rate[n : n + k] = np.where(mirror, np.exp(np.asarray(transport.centre)[n : n + k]), 1.0)
+    rate[layout.omegas] = np.where(mirror, np.exp(np.asarray(transport.centre)[layout.omegas]), 1.0)
     known = rate[:, None] * known * rate
     if phi is None:
         centre, scale, bow = to_place(layout, mirror, transport.centre), np.linalg.cholesky(known), np.zeros(len(rate))
@@ -111,9 +107,9 @@ def bowed(
     scale = np.empty((len(order), len(order)))
     scale[order] = np.linalg.cholesky(shrunk(draws, known)[np.ix_(order, order)])
     straight = np.linalg.solve(scale, (draws - draws.mean(0)).T)
-    parabola = (_FLAT * np.tanh(straight[0] / _FLAT)) ** 2
+    parabola = _bowed(straight[0]) - _bowed(straight[0]).mean()
     # Least squares on the parabola, held back as if some draws had shown none.
-    bow = (straight * (parabola - parabola.mean())).sum(1) / (((parabola - parabola.mean()) ** 2).sum() + _TRUST)
+    bow = (straight * parabola).sum(1) / ((parabola**2).sum() + _TRUST)
     bow[0] = 0.0
     return scale, bow
 
@@ -125,8 +121,8 @@ def autocorrelation(chains: Float[np.ndarray, "chain draw n"]) -> Float[np.ndarr
 
 
 def _bowed(x):
-    """A parabola of a standard normal, level far out."""
-    return (_FLAT * jnp.tanh(x / _FLAT)) ** 2 - 1
+    """A parabola of a standard normal, level far out; of an array of NumPy or of JAX."""
+    return x**2 / (1 + (x / _FLAT) ** 2) - 1
 
 
 def shrunk(draws: Float[np.ndarray, "draw n"], known: Float[np.ndarray, "n n"]) -> Float[np.ndarray, "n n"]:

@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from typing import Literal, NamedTuple
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,20 +13,23 @@ from jaxtyping import Array, Float
 from carkinetics.dataset import Dataset
 from carkinetics.errors import FitError, FitWarning
 from carkinetics.findings import listed
-from carkinetics.fit_result import convergence
 from carkinetics.inference.chains import Block, Settings
 from carkinetics.inference.coordinates import Bend, Point, Transport, no_transport, transport
 from carkinetics.inference.failures import failures
+from carkinetics.inference.gates import convergence
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.importance import Importance
 from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, shrunk, tuned
-from carkinetics.inference.proposals import Proposals, from_draws, make_proposals
+from carkinetics.inference.proposals import Proposals, around, mixture
+from carkinetics.inference.scouting import scouted
 from carkinetics.model import Model
 from carkinetics.population import Layout, Observations, make_layout, split_phi
 
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
+HELD = 3.0  # mean square of whitened parameters (1 of a Gaussian) beyond which no Gaussian describes a patient
+_SOME = 100  # draws that tell
 Method = Literal["importance", "nuts"]
 # Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
 SHIFTS, SLOW = 2, 0.05
@@ -47,12 +51,12 @@ def pilots(method: Method, settings: Settings) -> list[int]:
 def rebuilt(model: Model, method: Method, leaves: list[Array]) -> Transport | Tuning:
     """A tuning from its arrays, in the order in which ``jax.tree.leaves`` gives them."""
     centre, scale, information, shift, *rest = leaves
-    bend = None if model.structure.closed_form else Bend(*rest[:3])
-    found = Transport(centre, scale, information, shift, bend)
+    bend, (held, *rest) = (None, rest) if model.structure.closed_form else (Bend(*rest[:3]), rest[3:])
+    found = Transport(centre, scale, information, shift, bend, held)
     if method == "nuts":
         return found
-    mean, factor, broad_mean, broad_scale, *rest = rest if bend is None else rest[3:]
-    return Tuning(found, Proposals(mean, factor, broad_mean, broad_scale), *rest)
+    share, mean, factor, broad_mean, broad_scale, *rest = rest
+    return Tuning(found, Proposals(share, mean, factor, broad_mean, broad_scale), *rest)
 
 
 class _Picture(NamedTuple):
@@ -61,7 +65,7 @@ class _Picture(NamedTuple):
     start: Start
     transport: Transport
     mean: Float[Array, "random subject"]
-    covariance: Float[Array, "random random subject"]
+    covariance: Float[Array, "subject random random"]
 
 
 # Compiled once per model and shape of data, whichever fit asks.
@@ -81,6 +85,17 @@ def _centre(model: Model, found: Transport):
     layout = make_layout(model)
     phi, z, _ = found(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(found.shift[0])))
     return phi, z
+
+
+@partial(jax.jit, static_argnums=0)
+def how_far(model: Model, found: Transport, phi, z):
+    """Mean square of every patient's whitened parameters over draws: about 1 if the picture is theirs."""
+    layout = make_layout(model)
+
+    def whitened(phi, z):
+        return found.whitened(layout, *split_phi(layout, phi), z)
+
+    return jnp.mean(jax.vmap(whitened)(phi, z) ** 2, axis=(0, 1))
 
 
 class Tuner:
@@ -149,8 +164,8 @@ class Tuner:
     def _tuning(self, found: Transport, mean, covariance) -> Transport | Tuning:
         if self.method == "nuts":
             return found
-        theta, omega = _random_parameters(make_layout(self.model), np.asarray(found.centre)[None])
-        proposals = make_proposals(mean, covariance, theta[0], omega[0])
+        mean, covariance = np.asarray(mean), np.asarray(covariance)
+        proposals = scouted(self.model, self.obs, around(mean, covariance), covariance, np.asarray(found.centre))
         return tuned(self.model, found, _square(found.scale), proposals)
 
     def again(self, old: Transport | Tuning, draws: list[Block]) -> Transport | Tuning:
@@ -166,13 +181,18 @@ class Tuner:
                 return old
             found = picture.transport
             scale = jnp.asarray(np.linalg.cholesky(shrunk(phi, _square(old.scale))))
-            return Transport(found.centre, scale, found.information, found.shift, found.bend)
+            return eqx.tree_at(lambda t: t.scale, found, scale)
         if _finite(picture):
             found, covariance = picture.transport, picture.covariance
         else:
             found, (_, covariance) = old.transport, _patients(self.model, old.transport)
+        some = slice(None, None, -(-len(phi) // _SOME))
+        far = how_far(self.model, found, jnp.asarray(phi[some]), jnp.asarray(z[some]))
+        found = eqx.tree_at(lambda t: t.held, found, far > HELD)
         theta, omega = _random_parameters(make_layout(self.model), phi)
-        proposals = from_draws(theta[:, :, None] + omega[:, :, None] * z, covariance, theta.mean(0), omega.mean(0))
+        x, covariance = theta[:, :, None] + omega[:, :, None] * z, np.asarray(covariance)
+        own = mixture(x, np.full((len(x), x.shape[2]), 1 / len(x)), covariance)
+        proposals = scouted(self.model, self.obs, own, covariance, phi.mean(0), x)
         chains = np.stack([d.phi for d in draws])
         slow = int(old.shifts) > 0 or convergence(chains)[1].min() < SLOW * len(phi)
         return tuned(self.model, found, _square(found.scale), proposals, chains, shifts=SHIFTS if slow else 0)
@@ -184,17 +204,17 @@ def _patients(model: Model, found: Transport):
     theta, omega, _ = split_phi(layout, found.centre)
     z, precision = found.gaussians(layout, found.centre)
     mean = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
-    covariance = jnp.moveaxis(jnp.linalg.inv(jnp.moveaxis(precision, -1, 0)), 0, -1)
-    return mean, omega[:, None, None] * covariance * omega[None, :, None]
+    covariance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
+    return mean, omega[:, None] * covariance * omega
 
 
 def _random_parameters(layout: Layout, phi: Float[np.ndarray, "draw phi"]):
     """Typical values and omegas of the parameters that vary between patients, each of shape (draw, random)."""
-    n, k = len(layout.estimated), len(layout.random)
+    n = len(layout.estimated)
     fixed = np.array([p.theta for p in layout.parameters])
     theta = np.tile(fixed, (len(phi), 1))
     theta[:, list(layout.estimated)] = phi[:, :n]
-    return theta[:, list(layout.random)], np.exp(phi[:, n : n + k])
+    return theta[:, list(layout.random)], np.exp(phi[:, layout.omegas])
 
 
 def _square(factor) -> np.ndarray:
