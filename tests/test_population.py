@@ -312,13 +312,28 @@ def test_row_order_says_where_the_rows_went():
     """If it fails, predictions are written beside other samples than their own."""
     data = read(table(assays=("qpcr", "flow")))
     obs = make_observations(MODELS["two assays"], data)
-    order = population.row_order(data)
-    assert sorted(order) == list(range(data.n_obs))
-    np.testing.assert_array_equal(obs.subject, data.subject[order])
-    np.testing.assert_array_equal(np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)], data.time[order])
+    at = population.row_positions(data)
+    assert len(set(at)) == data.n_obs
+    np.testing.assert_array_equal(obs.subject[at], data.subject)
+    np.testing.assert_array_equal(np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)][at], data.time)
     upper = np.fmax(data.dv, np.where(data.cens == 0, np.nan, data.limit))
-    np.testing.assert_allclose(np.exp(obs.ln_dv), upper[order], rtol=1e-12)
-    np.testing.assert_array_equal(data.cens[order][: obs.rows.quantified], 0)
+    np.testing.assert_allclose(np.exp(obs.ln_dv[at]), upper, rtol=1e-12)
+    np.testing.assert_array_equal(at < obs.rows.quantified, data.cens == 0)
+    # What fills up belongs to nobody.
+    rest = np.setdiff1d(np.arange(obs.n_obs), at)
+    assert len(rest) > 0
+    assert (np.asarray(obs.subject)[rest] == obs.n_subjects).all()
+    assert (np.asarray(obs.assay)[rest] == 2).all()
+
+
+def test_a_few_more_rows_need_no_other_program():
+    """If it fails, every simulated trial, with a sample more or fewer below the limit, waits for a compiler."""
+    data = read(table())
+    more = dataclasses.replace(data, cens=np.where(np.arange(data.n_obs) < 3, 1 - np.abs(data.cens), data.cens))
+    few, many = (jax.tree.flatten(make_observations(PUBLISHED, d)) for d in (data, more))
+    assert [x.shape for x in few[0]] == [x.shape for x in many[0]]
+    assert few[1] == many[1]  # what is static
+    assert (data.cens != more.cens).any()
 
 
 def test_observations_are_in_double_precision_and_leave_the_global_setting_alone():

@@ -30,7 +30,7 @@ from carkinetics.population import (
     make_layout,
     natural,
     prior_phi,
-    row_order,
+    row_positions,
     split_phi,
 )
 from carkinetics.transforms import TRANSFORMS
@@ -59,7 +59,7 @@ def build_tree(
     z = np.stack([b.z for b in run.blocks])
     posterior = _population(layout, phi)
     per_draw = _per_draw(model, obs, phi, z)
-    back = np.argsort(row_order(data))  # the density's row order -> the dataset's
+    back = row_positions(data)  # of the dataset's rows among the density's
     for name in ("ipred", "pred", "log_likelihood"):
         per_draw[name] = per_draw[name][..., back]
     key = np.random.default_rng([run.seed, 1])

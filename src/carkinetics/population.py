@@ -25,12 +25,14 @@ from carkinetics.solvers import Grid
 from carkinetics.structure import AbstractStructure
 from carkinetics.transforms import TRANSFORMS
 
+# Rows of a kind are filled up to a multiple of this: data with a few more or fewer of them need no other program.
+_BUCKET = 32
 # A grid of subject x time holds more cells than there are samples; beyond this ratio it is laid out flat.
 _MAX_PADDING = 4
 
 
 class Rows(NamedTuple):
-    """How many observations of each kind there are; they stand in this order."""
+    """How many rows of each kind there are, filled up; they stand in this order."""
 
     quantified: int
     below: int
@@ -41,7 +43,8 @@ class Rows(NamedTuple):
 class Observations(eqx.Module):
     """The data as arrays that enter the compiled density, and the static facts that shape it.
 
-    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset.
+    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset. Those that fill a
+    kind up belong to no subject and no assay: sums by either leave them out.
 
     Attributes
     ----------
@@ -80,9 +83,18 @@ class Observations(eqx.Module):
         return self.cell.shape[0]
 
 
-def row_order(data: Dataset) -> Int[np.ndarray, " obs"]:
-    """The dataset's positions in the order in which the density reads its rows."""
-    return np.argsort(_kind(data), kind="stable")
+def row_positions(data: Dataset) -> Int[np.ndarray, " row"]:
+    """Where each row of the dataset stands among those that the density reads."""
+    kind, rows = _kind(data), _rows(data)
+    positions = np.empty(len(kind), int)
+    for k, begin in enumerate(np.cumsum(rows) - rows):
+        here = np.flatnonzero(kind == k)
+        positions[here] = begin + np.arange(len(here))
+    return positions
+
+
+def _rows(data: Dataset) -> Rows:
+    return Rows(*(-(-int(np.sum(_kind(data) == k)) // _BUCKET) * _BUCKET for k in range(4)))
 
 
 def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
@@ -102,17 +114,25 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
             f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
             "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
         )
-    order, n = row_order(data), len(data.subjects)
-    subject, time = data.subject[order], data.time[order]
-    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay[order]]
-    kind = _kind(data)[order]
+    rows, positions, n = _rows(data), row_positions(data), len(data.subjects)
+
+    def filled(values, rest):
+        found = np.full(sum(rows), rest)
+        found[positions] = values
+        return found
+
+    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
     with np.errstate(invalid="ignore"):
-        ln_dv, ln_limit = np.log(data.dv[order]), np.log(data.limit[order])
+        ln_dv, ln_limit = np.log(data.dv), np.log(data.limit)
     # LIMIT is the other end of an interval, whichever way the row is censored.
-    ln_limit = np.where(kind == 3, ln_limit, ln_dv)
-    ln_dv, ln_limit = np.maximum(ln_dv, ln_limit), np.minimum(ln_dv, ln_limit)
-    flat, times, cell = _grid(subject, time, n, model.structure.closed_form)
-    arrays = (cell, subject, assay, ln_dv, ln_limit, doses_of(data))
+    ln_limit = np.where(_kind(data) == 3, ln_limit, ln_dv)
+    upper, lower = filled(np.maximum(ln_dv, ln_limit), 0.0), filled(np.minimum(ln_dv, ln_limit), -1.0)
+    flat, times, cell = _grid(data.subject, data.time, n, model.structure.closed_form)
+    if flat:
+        times, cell = filled(data.time, 1.0)[None, :], np.arange(sum(rows))
+    else:
+        cell = filled(cell, 0)
+    arrays = (cell, filled(data.subject, n), filled(assay, len(known)), upper, lower, doses_of(data))
     with jax.enable_x64(True):
         cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
     return Observations(
@@ -123,7 +143,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
         ln_dv=ln_dv,
         ln_limit=ln_limit,
         dose=dose,
-        rows=Rows(*(int(np.sum(kind == k)) for k in range(4))),
+        rows=rows,
         flat=flat,
     )
 
@@ -138,7 +158,7 @@ def _grid(subject, time, n_subjects: int, may_be_flat: bool):
     depth = max((len(t) for t in distinct), default=0)
     if may_be_flat and depth * n_subjects > _MAX_PADDING * len(time):
         # One patient with thousands of rows would make everybody's column that deep.
-        return True, time[None, :], np.arange(len(time))
+        return True, time, np.arange(len(time))
     grid = np.stack([np.pad(t, (0, depth - len(t)), mode="edge") if len(t) else np.ones(depth) for t in distinct], 1)
     row = np.array([np.searchsorted(distinct[i], t) for i, t in zip(subject, time, strict=True)], dtype=int)
     return False, grid, row * n_subjects + subject
@@ -224,8 +244,8 @@ def joint(model: Model, obs: Observations) -> None:
     shape = (len(layout.random), obs.n_subjects)
     z = jnp.asarray(numpyro.sample("z", dist.Normal(0.0, 1.0).expand(shape).to_event(2)))
     individual = individual_parameters(layout, theta, omega, z)
-    rows = log_likelihood(ln_pred(layout, individual, obs), sigma, obs)
-    numpyro.factor("log_likelihood", rows.sum())
+    subjects = log_likelihood_by_subject(ln_pred(layout, individual, obs), sigma, obs)
+    numpyro.factor("log_likelihood", subjects.sum())
 
 
 def distribution(prior: Prior) -> dist.Distribution:

@@ -44,6 +44,7 @@ class Failures(NamedTuple):
 def failures(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]) -> Failures:
     """What is not finite at ``(phi, z)``, by patient."""
     layout, n = make_layout(model), obs.n_subjects
+    of_patient = partial(jax.ops.segment_sum, segment_ids=obs.subject, num_segments=n)
 
     def of_one(phi, z):
         theta, omega, sigma = split_phi(layout, phi)
@@ -53,12 +54,11 @@ def failures(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Floa
         individual, sigma = jax.vmap(of_one, in_axes=1, out_axes=1)(phi, z)
         curve = ln_pred(layout, individual, obs)
         rows = log_likelihood_of_rows(curve, sigma[obs.assay, obs.subject], obs)
-        return rows.sum(), (curve, rows)
+        return of_patient(rows).sum(), (curve, rows)
 
     # Every patient has a copy of phi: otherwise one patient's NaN would be the gradient of all.
     copies = jnp.broadcast_to(phi[:, None], (phi.shape[0], n))
     slopes, (curve, rows) = jax.grad(total, argnums=(0, 1), has_aux=True)(copies, z)
-    of_patient = partial(jax.ops.segment_sum, segment_ids=obs.subject, num_segments=n)
     return Failures(
         solve=of_patient((~jnp.isfinite(curve)).astype(int)) > 0,
         density=~jnp.isfinite(of_patient(rows)),
