@@ -226,21 +226,28 @@ def importance(options, tmp_path_factory):
         return folder, fit(**options | other), settings
 
 
-def test_extensions_and_careful_stages_are_gone_through_again(run, monkeypatch, tmp_path):
+def test_extensions_careful_stages_and_a_tuning_anew_are_gone_through_again(run, monkeypatch, tmp_path):
     """Decisions fall out the same: a resumed run must not judge by draws that came after the decision."""
     monkeypatch.setattr(fitting, "EXTENSION", 50)
     monkeypatch.setattr(fitting, "_few_divergences", lambda states: states[0].warmup > 0)
+    monkeypatch.setattr(fitting, "RETUNE_RHAT", 0.0)
     decided = []
     monkeypatch.setattr(fitting, "gate_failures", lambda phi: decided.append(phi.shape[1]) or int(phi.shape[1] < 150))
     settings = Settings(pilot=50, warmup=50, draws=50, max_draws=200, target_accept=0.8)
     alone = run(None, settings=settings)
-    assert decided == [50, 100, 150] * 2
+    # A stage with a few divergences; a careful one, which never converges; tuned anew, both once more.
+    assert decided == [50, 100, 50, 100, 150]
     run(tmp_path / "run", settings=settings)
-    for lost in (("stage-2.chain-1.00000125.ckpt", "stage-2.chain-1.00000150.ckpt"), ("stage-2*",)):
+    for lost in (
+        ("stage-4.chain-1.00000125.ckpt", "stage-4.chain-1.00000150.ckpt"),
+        ("stage-4*",),
+        ("stage-3.chain-0.00000100.ckpt", "stage-4*"),
+        ("stage-2*", "stage-3*", "stage-4*"),
+    ):
         forget(tmp_path / "run", "finished.ckpt", *lost)
         decided.clear()
         same(run(tmp_path / "run", settings=settings), alone)
-        assert decided == [50, 100, 150] * 2
+        assert decided == [50, 100, 50, 100, 150]
 
 
 def test_a_finished_fit_is_returned_as_it_was(finished, small_fit, run, monkeypatch):
