@@ -22,7 +22,7 @@ from carkinetics.inference.proposals import (
     make_proposals,
     standard_t,
 )
-from carkinetics.inference.tuning import HELD, Tuner, how_far
+from carkinetics.inference.tuning import FAR, FAR_MIRRORED, Tuner, how_far
 from carkinetics.model import Prior
 from carkinetics.model_files import load_model
 from carkinetics.population import Rows, log_joint, make_layout, make_observations, prior_phi, split_phi
@@ -129,7 +129,7 @@ def test_how_far_a_patient_is_from_its_gaussian(parts):
     z = jax.vmap(lambda v: tuning.transport.patients(kernel.layout, *split_phi(kernel.layout, phi), v)[0])(v)
     far = np.asarray(how_far(HALF, tuning.transport, jnp.tile(phi, (200, 1)), z))
     np.testing.assert_allclose(far, np.where(np.arange(obs.n_subjects) == 1, 37.0, 1.0), rtol=0.2)
-    assert (far[[0, 2]] < HELD).all() and far[1] > HELD
+    assert (far[[0, 2]] < FAR).all() and far[1] > FAR_MIRRORED
 
 
 def test_a_held_patient_stands_still(parts):

@@ -21,14 +21,16 @@ from carkinetics.inference.guess import starting_values
 from carkinetics.inference.importance import Importance
 from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
-from carkinetics.inference.places import Tuning, shrunk, tuned
+from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
 from carkinetics.inference.scouting import scouted
 from carkinetics.model import Model
 from carkinetics.population import Layout, Observations, make_layout, split_phi
 
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
-HELD = 3.0  # mean square of whitened parameters (1 of a Gaussian) beyond which no Gaussian describes a patient
+# Mean square of whitened parameters (1 of a Gaussian) beyond which no Gaussian describes a patient, who then stands
+# still. No omega passes zero while somebody does: where one may, only those far beyond do.
+FAR, FAR_MIRRORED = 3.0, 10.0
 _SOME = 100  # draws that tell
 Method = Literal["importance", "nuts"]
 # Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
@@ -188,7 +190,8 @@ class Tuner:
             found, (_, covariance) = old.transport, _patients(self.model, old.transport)
         some = slice(None, None, -(-len(phi) // _SOME))
         far = how_far(self.model, found, jnp.asarray(phi[some]), jnp.asarray(z[some]))
-        found = eqx.tree_at(lambda t: t.held, found, far > HELD)
+        limit = FAR_MIRRORED if any(mirrored(self.model)) else FAR
+        found = eqx.tree_at(lambda t: t.held, found, far > limit)
         theta, omega = _random_parameters(make_layout(self.model), phi)
         x, covariance = theta[:, :, None] + omega[:, :, None] * z, np.asarray(covariance)
         own = mixture(x, np.full((len(x), x.shape[2]), 1 / len(x)), covariance)
