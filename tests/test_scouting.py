@@ -80,7 +80,7 @@ def test_a_patient_with_two_explanations_is_scouted():
     level = np.logaddexp(once(days), np.where(days > 38, once(days - 36), -9))
     frame = pd.DataFrame({"ID": "1", "TIME": days, "DV": np.exp(level), "CENS": 0, "DVID": "qpcr"})
     with jax.enable_x64(True):
-        data = read_dataset(frame, units={"DV": "copies/ug"}, lloq=5)
+        data = read_dataset(frame, units={"DV": "copies/ug"}, lloq=1)
         obs, layout = make_observations(PUBLISHED, data), make_layout(PUBLISHED)
         phi = jnp.asarray([p.theta for p in PUBLISHED.parameters] + [0.0] * 7)
         theta, omega, sigma = split_phi(layout, phi)
