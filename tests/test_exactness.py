@@ -330,7 +330,8 @@ def test_draws_agree_with_plain_nuts(method):
         mcmc.run(jax.random.key(1), PUBLISHED, obs, extra_fields=("diverging",))
         assert np.mean(mcmc.get_extra_fields()["diverging"]) < 1e-3
         sites = {name: np.asarray(x) for name, x in mcmc.get_samples(group_by_chain=True).items()}
-    result = fit(PUBLISHED, data, seed=1, method=method, settings=Settings(draws=4000), progress=False)
+    settings = Settings(draws=4000, max_tree_depth=12)  # so deep that no trajectory is cut
+    result = fit(PUBLISHED, data, seed=1, method=method, settings=settings, progress=False)
     assert result.check().status == "ok", result.check()
     names, draws = population_draws(result)
     plain = np.stack([sites[site_of(name)] for name in names], axis=-1)

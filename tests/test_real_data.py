@@ -8,8 +8,9 @@ import pytest
 
 from carkinetics.dataset import ReadOptions, read_dataset
 from carkinetics.errors import DataError
+from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
-from carkinetics.inference.chains import Settings
+from carkinetics.inference.gates import convergence
 from carkinetics.model_files import load_model
 
 FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -51,14 +52,27 @@ def test_no_row_is_lost():
     assert data.n_subjects == 29
 
 
-def test_the_plain_model_runs_to_the_end_and_does_not_call_itself_good():
-    """The plain model has no infusion phase and no second infusion: the fit must not say ok."""
+def test_the_plain_model_converges_or_names_who_prevents_it():
+    """The plain model has no infusion phase and no second infusion: its residual is wide, and the fit is honest."""
     data = blood(duplicates="first", after=0.0)
-    settings = Settings(draws=500, max_draws=500)
-    result = fit(load_model("stein_2019_tisagenlecleucel"), data, seed=1, settings=settings, progress=False)
-    check = result.check()
-    print(check, result.parameters().to_string(), sep="\n")
-    assert check.status != "ok"
-    assert np.isfinite(result.parameters()["TV"]).all()
-    # Prototypes of the same model found a residual SD of 1.2 where outliers must be swallowed.
-    assert 0.9 < result.parameters().loc["sigma qpcr", "TV"] < 1.7
+    model = load_model("stein_2019_tisagenlecleucel")
+    fits = [fit(model, data, seed=seed, progress=False) for seed in (1, 2, 3)]
+    for found in fits:
+        check = found.check()
+        print(found.tree.attrs["seconds"], check, sep="\n")
+        table = found.parameters()
+        assert np.isfinite(table["TV"]).all()
+        # Prototypes of the same model found a residual SD of 1.2 where outliers must be swallowed.
+        assert 0.9 < table.loc["sigma qpcr", "TV"] < 1.7
+        if check.numbers["rhat"] > 1.01:
+            assert check.status != "ok"
+            assert "patient" in check.numbers["disagreed"]
+    # A patient's second explanation that all chains of a fit miss is seen by no gate; other seeds would find it.
+    converged = [found for found in fits if found.check().numbers["rhat"] <= 1.01]
+    assert len(converged) >= 2
+    names, first = population_draws(converged[0])
+    for other in converged[1:]:
+        second = population_draws(other)[1]
+        error = np.hypot(*(x.std((0, 1)) / np.sqrt(convergence(x)[1]) for x in (first, second)))
+        apart = np.abs(first.mean((0, 1)) - second.mean((0, 1))) / error
+        assert apart.max() < 4, names[int(apart.argmax())]

@@ -37,14 +37,15 @@ def make_problem(seed: int) -> Problem:
         density = jax.jit(lambda x: log_joint(model, obs, x[:n], x[n:].reshape(-1, obs.n_subjects)))
         log_density = np.array([float(density(jnp.asarray(x))) for x in points])
     (assay,) = model.assays
+    rows = np.flatnonzero(np.asarray(obs.subject) < obs.n_subjects)  # without those that fill a kind up
     assert assay.prior.family == "lognormal" and obs.rows.above == obs.rows.between == 0
     return Problem(
         seed=seed,
         n_subjects=obs.n_subjects,
-        n_quantified=obs.rows.quantified,
-        subject=np.asarray(obs.subject),
-        time=np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)],
-        ln_dv=np.asarray(obs.ln_dv),
+        n_quantified=int(np.sum(data.cens == 0)),
+        subject=np.asarray(obs.subject)[rows],
+        time=np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)][rows],
+        ln_dv=np.asarray(obs.ln_dv)[rows],
         theta_loc=np.array([p.prior.loc for p in model.parameters]),
         theta_scale=np.array([p.prior.scale for p in model.parameters]),
         omega_scale=np.array([p.prior_omega.scale for p in model.parameters]),

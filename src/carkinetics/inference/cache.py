@@ -16,8 +16,8 @@ def use_compile_cache() -> Path | None:
     choice = os.environ.get("CARKINETICS_CACHE", "")
     if choice.lower() == "off":
         return None
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        return Path(jax.config.jax_compilation_cache_dir)  # type: ignore[attr-defined]
+    if jax.config.jax_compilation_cache_dir:
+        return Path(jax.config.jax_compilation_cache_dir)
     folder = Path(choice) if choice else _user_cache() / "carkinetics" / "jax"
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ def identity(
     model: Model, data: Dataset, obs: Observations, method: str, settings: Settings, seed: int, chains: int, width: int
 ) -> dict[str, Any]:
     """What decides the draws, as plain values: data, model, its density, method, settings, seed, chains, versions."""
-    generator = f"{jax.random.key_impl(jax.random.key(0))}, partitionable {jax.config.jax_threefry_partitionable}"  # type: ignore[attr-defined]
+    generator = f"{jax.random.key_impl(jax.random.key(0))}, partitionable {jax.config.jax_threefry_partitionable}"
     return {
         "data": _digest(data.sha256, str(obs.rows), *map(_bytes, jax.tree.leaves(obs))),
         "model": _digest(model.toml, repr(model.parameters), repr(model.assays), _source(model)),

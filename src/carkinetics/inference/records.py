@@ -50,7 +50,7 @@ def write_record(path: Path, facts: Mapping[str, Any], arrays: Mapping[str, np.n
             handle.writelines(parts)
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, path)  # noqa: PTH105
+        temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
