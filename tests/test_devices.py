@@ -25,13 +25,13 @@ GPUS = tuple(SimpleNamespace(platform="gpu", id=i) for i in range(4))
 @pytest.mark.parametrize(
     ("chains", "devices", "found", "wanted"),
     [
-        (4, None, CPUS[:1], Lanes(CPUS[:1], 1)),
-        (4, None, CPUS, Lanes(CPUS[:1], 1)),
-        (4, 2, CPUS, Lanes(CPUS[:2], 1)),
-        (4, None, GPUS[:1], Lanes(GPUS[:1], 4)),
-        (4, None, GPUS, Lanes(GPUS, 1)),
-        (2, None, GPUS, Lanes(GPUS[:2], 1)),
-        (8, 2, GPUS, Lanes(GPUS[:2], 4)),
+        (4, None, CPUS[:1], Lanes(CPUS[:1], 1, 4)),
+        (4, None, CPUS, Lanes(CPUS[:1], 1, 4)),
+        (4, 2, CPUS, Lanes(CPUS[:2], 1, 4)),
+        (4, None, GPUS[:1], Lanes(GPUS[:1], 4, 4)),
+        (4, None, GPUS, Lanes(GPUS, 1, 4)),
+        (2, None, GPUS, Lanes(GPUS[:2], 1, 2)),
+        (8, 2, GPUS, Lanes(GPUS[:2], 4, 8)),
     ],
 )
 def test_chains_are_threads_on_a_cpu_and_vectorised_on_accelerators(chains, devices, found, wanted, monkeypatch):
@@ -74,7 +74,7 @@ def test_a_vectorised_lane_gives_the_threads_draws(method, monkeypatch):
 
     monkeypatch.setattr(fitting._Stages, "_begin_tuned", first_stage)
     fit(model, data, **options)
-    monkeypatch.setattr(fitting, "lanes", lambda chains, devices: Lanes(lanes(chains, None).devices, chains))
+    monkeypatch.setattr(fitting, "lanes", lambda chains, devices: Lanes(lanes(chains, None).devices, chains, chains))
     vectorised = fit(model, data, **options)
     assert vectorised.tree["posterior"].sizes["chain"] == 2
     threads, lane = states[0], states[len(states) // 2]

@@ -110,7 +110,7 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
         with opened(folder, ours, partial(rebuilt, model, method)) as kept:
             over = kept.finished(chains)
             if over is None:
-                run = _run(Tuner(model, obs, method), data, seed, chains, spread, settings, kept, progress)
+                run = _run(Tuner(model, obs, method), data, seed, spread, settings, kept, progress)
             else:
                 run = Run(over[0], method, seed, settings, **over[1])
             return _fit(model, data, obs, run, show=progress)
@@ -159,7 +159,7 @@ def _approximated(tuner: Tuner, data: Dataset, seed: int, settings: Settings, *,
 
 
 def _run(
-    tuner: Tuner, data: Dataset, seed: int, chains: int, spread: Lanes, settings: Settings, kept: Checkpoint, show: bool
+    tuner: Tuner, data: Dataset, seed: int, spread: Lanes, settings: Settings, kept: Checkpoint, show: bool
 ) -> Run:
     """Start, compile and sample; or what is left of that."""
     clock = [time.perf_counter()]
@@ -172,7 +172,7 @@ def _run(
         kernel = KERNELS[tuner.method](tuner.model, settings)
         compiled = [Programs(kernel, obs, tuning, *start, device=d, width=spread.width) for d in spread.devices]
     clock.append(time.perf_counter())
-    keys = jax.random.split(jax.random.key(seed), chains)
+    keys = jax.random.split(jax.random.key(seed), spread.chains)
     states = [Chain(c, compiled[c // spread.width % len(compiled)], key) for c, key in enumerate(keys)]
     try:
         complete = _sample(states, tuner, tuning, notes, kept, show=show)

@@ -12,10 +12,11 @@ VARIABLE = "CARKINETICS_DEVICES"
 
 
 class Lanes(NamedTuple):
-    """The devices, in the order in which lanes of ``width`` chains are given to them, round and round."""
+    """So many chains, and the devices in the order in which lanes of ``width`` are given to them, round and round."""
 
     devices: tuple[Any, ...]
     width: int
+    chains: int
 
 
 def lanes(chains: int, devices: int | None = None, *, found: Sequence[Any] | None = None) -> Lanes:
@@ -45,10 +46,10 @@ def lanes(chains: int, devices: int | None = None, *, found: Sequence[Any] | Non
             "(XLA_FLAGS=--xla_force_host_platform_device_count on a CPU)."
         )
     if on_cpu:
-        return Lanes(tuple(found[:n]), 1)
+        return Lanes(tuple(found[:n]), 1, chains)
     if chains % n:
         raise FitError(f"{chains} chains cannot be spread evenly over {n} devices; choose a multiple.")
-    return Lanes(tuple(found[:n]), chains // n)
+    return Lanes(tuple(found[:n]), chains // n, chains)
 
 
 def _wanted(devices: int | None) -> int | None:

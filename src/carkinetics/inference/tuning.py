@@ -72,7 +72,6 @@ class _Picture(NamedTuple):
 
 # Compiled once per model and shape of data, whichever fit asks.
 _modes = jax.jit(find_modes, static_argnums=0)
-_start = jax.jit(partial(widen, move=True), static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -130,7 +129,7 @@ class Tuner:
             It is not finite.
         """
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        found = _start(self.model, self.obs, *_modes(self.model, self.obs, phi, z))
+        found = _picture(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True).start
         if not _finite(found):
             raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
         return found
