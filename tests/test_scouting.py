@@ -59,10 +59,10 @@ def test_weights_are_tempered_until_enough_sets_carry_them():
 
         def missing(power, s=s):
             powered = np.exp(power * (log[:, s] - log[:, s].max()))
-            return powered.sum() ** 2 / (powered**2).sum() - 200
+            return powered.sum() ** 2 / (powered**2).sum() - 60
 
         power = optimize.brentq(missing, 1e-6, 1.0)
-        assert size[s] == pytest.approx(200, rel=0.02)
+        assert size[s] == pytest.approx(60, rel=0.02)
         highest = 1 / np.exp(power * (log[:, s] - log[:, s].max())).sum()
         assert weights[:, s].max() == pytest.approx(highest, rel=0.05)
 

@@ -23,7 +23,7 @@ from carkinetics.population import Observations, make_layout, split_phi, subject
 _ROUNDS = 4, 2  # without a pilot's draws, and with them
 _SETS, _TOGETHER = 2048, 32  # parameter sets per patient and round; those that are solved at a time
 _WIDE = 2.0  # of the population's SDs, as one patient may be what tells how wide they are
-_CARRIED = 200.0  # sets that must carry the weight
+_CARRIED = 60.0  # sets that must carry the weight
 _DRAWS = 1000  # of a pilot, at most
 
 
