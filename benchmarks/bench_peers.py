@@ -63,6 +63,7 @@ class Bench:
         done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            last = last.replace(f"{tempfile.gettempdir()}{os.sep}", "")  # no path of this machine is kept
             return {"absent" if done.returncode == ABSENT else "failed": last}
         with np.load(result) as file:
             return json.loads(file["facts"].item()) | {"draws": file["draws"]}

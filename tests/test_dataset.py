@@ -228,7 +228,8 @@ def test_merged_duplicates_do_not_depend_on_the_order_of_rows():
 def test_ids_of_a_frame_are_text():
     number = {"P01": 1, "P02": 2, "P03": 3, "P04": 4}
     for kind in (int, float, "Int64", object):
-        frame = table().assign(ID=lambda t: t["ID"].map(number).astype(kind))  # noqa: B023
+        frame = table()
+        frame["ID"] = frame["ID"].map(number).astype(kind)
         assert read_dataset(frame, units=UNITS).subjects == ("1", "2", "3", "4")
 
 

@@ -35,7 +35,10 @@ def closed(t, values):
 def gradient(t, values):
     """d ln level / d parameter at one time, by automatic differentiation."""
     with jax.enable_x64(True):
-        at = lambda x: STRUCTURE.curve(jnp.asarray(float(t)), jnp.asarray(jnp.nan), Parameters(*x))["level"]  # noqa: E731
+
+        def at(x, t=t):
+            return STRUCTURE.curve(jnp.asarray(float(t)), jnp.asarray(jnp.nan), Parameters(*x))["level"]
+
         return np.asarray(jax.grad(at)(jnp.asarray(values, float)))
 
 

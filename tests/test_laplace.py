@@ -83,7 +83,10 @@ def test_the_score_is_the_slope_of_each_patients_likelihood(mixed):
     for i in range(4):
         for a, assay in enumerate(sigma):
             rows = frame[(frame["ID"] == f"P{i}") & (frame["DVID"] == assay)]
-            total = lambda x, r=rows, s=sigma[assay]: log_likelihood(r, ln_level(r["TIME"].to_numpy(), x), s).sum()  # noqa: E731
+
+            def total(x, r=rows, s=sigma[assay]):
+                return log_likelihood(r, ln_level(r["TIME"].to_numpy(), x), s).sum()
+
             for k in range(6):
                 h = 1e-5 * np.eye(6)[k]
                 slope = (total(individual[:, i] + h) - total(individual[:, i] - h)) / 2e-5

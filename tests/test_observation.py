@@ -34,7 +34,10 @@ EXACT = np.array([exact(z) for z in Z]).T
 
 def below(z, order=0):
     """``log_prob_below`` at ``z`` SDs, or a derivative of it in the limit, times sigma to the order."""
-    f = lambda limit: log_prob_below(limit, jnp.asarray(LN_PRED), jnp.asarray(SIGMA))  # noqa: E731
+
+    def f(limit):
+        return log_prob_below(limit, jnp.asarray(LN_PRED), jnp.asarray(SIGMA))
+
     for _ in range(order):
         f = jax.grad(f)
     with jax.enable_x64(True):
@@ -44,7 +47,10 @@ def below(z, order=0):
 
 def _standard(f, order):
     """``f(z)`` with a limit at z, a prediction at 0 and sigma 1: no rounding on the way to z."""
-    g = lambda z: f(z, jnp.zeros(()), jnp.ones(()))  # noqa: E731
+
+    def g(z):
+        return f(z, jnp.zeros(()), jnp.ones(()))
+
     for _ in range(order):
         g = jax.grad(g)
     with jax.enable_x64(True):
@@ -66,9 +72,10 @@ def test_a_quantified_value_has_the_log_normal_density(ln_dv, ln_pred, sigma):
 def test_the_density_integrates_to_one_over_the_unit_of_the_assay():
     """If it fails, log likelihoods of two models in the same unit cannot be compared."""
     with jax.enable_x64(True), mpmath.workdps(20):
-        f = lambda dv: mpmath.exp(  # noqa: E731
-            float(log_density(jnp.log(float(dv)), jnp.asarray(1.0), jnp.asarray(0.4)))
-        )
+
+        def f(dv):
+            return mpmath.exp(float(log_density(jnp.log(float(dv)), jnp.asarray(1.0), jnp.asarray(0.4))))
+
         total = mpmath.quad(f, [1e-3, 1, 2, 3, 4, 6, 10, 40], maxdegree=5)
     assert float(total) == pytest.approx(1, abs=1e-9)
 
@@ -186,7 +193,10 @@ def test_nothing_is_nan_at_a_thousand_sds(z):
     """If it fails, one wild trajectory turns the gradient of the whole population into NaN."""
     with jax.enable_x64(True):
         for kind in (log_density, log_prob_below, log_prob_above):
-            f = lambda x, kind=kind: kind(x, jnp.zeros(()), jnp.ones(()))  # noqa: E731
+
+            def f(x, kind=kind):
+                return kind(x, jnp.zeros(()), jnp.ones(()))
+
             values = [g(jnp.asarray(z)) for g in (f, jax.grad(f), jax.grad(jax.grad(f)))]
             assert np.isfinite(values).all(), kind
         for width in (0.1, 1.0, 2500.0):
