@@ -2,16 +2,19 @@
 
 import threading
 import time
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
+from carkinetics import fitting
 from carkinetics.dataset import read_dataset
 from carkinetics.demo import read_trial
 from carkinetics.errors import FitError, ModelError
-from carkinetics.fitting import fit
-from carkinetics.inference.chains import BLOCK, Settings
+from carkinetics.fitting import _Stages, fit
+from carkinetics.inference.chains import BLOCK, Block, Chain, Settings
 from carkinetics.model_files import load_model
 
 MODEL = "stein_2019_tisagenlecleucel"
@@ -35,6 +38,34 @@ def test_another_seed_gives_other_draws_and_chains_differ(small_fit, small_trial
     theta = small_fit.tree["posterior"]["theta"].values
     assert not np.any(theta == other.tree["posterior"]["theta"].values)
     assert not np.any(theta[0] == theta[1])
+
+
+DRAWN = Block(np.zeros((BLOCK, 1)), np.zeros((BLOCK, 1, 1)), {})
+
+
+class Interrupted(_Stages):
+    """Stages of a fit in which a careful one begins, and Ctrl-C comes after so many blocks of it."""
+
+    def _run(self, until):
+        chain = self.states[0]
+        if chain.blocks:
+            return True
+        chain.blocks = [DRAWN] * chain.done
+        return False
+
+    def _enter(self, begin):
+        self.states[0].blocks, self.states[0].warmup = [], BLOCK
+
+
+@pytest.mark.parametrize(("done", "blocks", "warmup"), [(1, 4, 0), (2, 2, BLOCK)])
+def test_interrupted_in_a_later_warmup_the_draws_before_it_are_kept(monkeypatch, done, blocks, warmup):
+    """If it fails, Ctrl-C in the warm-up of a careful stage throws away the draws that there were."""
+    monkeypatch.setattr(fitting, "_few_divergences", lambda states: True)
+    chain: Any = Chain.__new__(Chain)
+    chain.programs, chain.blocks, chain.warmup, chain.done = SimpleNamespace(settings=Settings()), [DRAWN] * 4, 0, done
+    unused: Any = None
+    assert not Interrupted([chain], unused, unused, [], unused).until_converged()
+    assert (len(chain.blocks), chain.warmup) == (blocks, warmup)
 
 
 def test_chains_run_side_by_side():

@@ -248,19 +248,28 @@ class _Stages(NamedTuple):
         for: anew, tuned by what they have found meanwhile.
         """
         settings, careful, tuned = self.states[0].programs.settings, 0, False
-        draws = settings.draws
+        draws, before = settings.draws, []
         while self._run(self.states[0].warmup + draws):
             if careful < CAREFUL_ATTEMPTS and _few_divergences(self.states):
-                self._enter(self._begin_careful)
+                before = self._anew(self._begin_careful)
                 draws, careful = settings.draws, careful + 1
             elif draws >= settings.max_draws or not gate_failures(self._phi()):
                 return True
             elif not tuned and draws >= 2 * settings.draws and convergence(self._phi())[0].max() > RETUNE_RHAT:
-                self._enter(self._begin_tuned)
+                before = self._anew(self._begin_tuned)
                 draws, careful, tuned = settings.draws, 0, True
             else:
                 draws = min(draws + EXTENSION, settings.max_draws)
+        if any(c.iterations <= c.warmup for c in self.states):  # interrupted before this stage had draws of its own
+            for chain, blocks, warmup in before:
+                chain.blocks, chain.warmup = blocks, warmup
         return False
+
+    def _anew(self, begin: Callable[[], None]) -> list[tuple[Chain, list[Block], int]]:
+        """Begin another stage of sampling; comes back with the draws of the one before."""
+        before = [(c, c.blocks, c.warmup) for c in self.states]
+        self._enter(begin)
+        return before
 
     def _run(self, until: int) -> bool:
         return run_chains(self.states, until, self.report)
