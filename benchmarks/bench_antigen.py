@@ -25,7 +25,8 @@ from carkinetics.fitting import fit
 from carkinetics.inference.gates import convergence
 from carkinetics.model import Model
 from carkinetics.model_files import parse_model
-from carkinetics.population import log_joint, make_layout, make_observations
+from carkinetics.observations import make_observations
+from carkinetics.population import log_joint, make_layout
 from carkinetics.simulation import Cohort, simulate
 
 DAYS = (1, 4, 7, 11, 14, 17, 21, 28, 42, 56, 84, 112, 140, 168)
@@ -87,12 +88,12 @@ def gradient(model: Model, data: Dataset) -> dict:
 def _tsit5(tolerance: float):
     """``solvers.curves`` by diffrax's Tsit5, patient by patient under vmap."""
 
-    def curves(structure, grid, dose, p):
-        def one(time, dose, p):
-            found, _ = solvers._adaptive(structure, time, dose, p, solver=diffrax.Tsit5(), tol=tolerance)
+    def curves(structure, grid, p, x):
+        def one(time, p, x):
+            found, _ = solvers._adaptive(structure, time, p, x, solver=diffrax.Tsit5(), tol=tolerance)
             return found
 
-        return jax.vmap(one, in_axes=(1, 0, 0), out_axes=1)(grid.time, dose, p)
+        return jax.vmap(one, in_axes=-1, out_axes=1)(grid.time, p, x)
 
     return curves
 

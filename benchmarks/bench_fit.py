@@ -27,7 +27,8 @@ from carkinetics.inference.coordinates import Point, log_density
 from carkinetics.inference.gates import convergence
 from carkinetics.inference.tuning import Tuner
 from carkinetics.model_files import load_model
-from carkinetics.population import log_joint, make_layout, make_observations
+from carkinetics.observations import make_observations
+from carkinetics.population import log_joint, make_layout
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("carkinetics", "jax", "jaxlib", "numpyro", "numpy", "arviz")

@@ -13,8 +13,8 @@ from carkinetics.errors import DataWarning
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
-from carkinetics.model import Prior
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import Prior
 from carkinetics.simulation import Cohort, simulate
 from quadrature import ln_shape
 

@@ -28,8 +28,8 @@ from carkinetics.inference import identity, records
 from carkinetics.inference.chains import Settings
 from carkinetics.inference.lock import locked
 from carkinetics.inference.records import Damaged, read_record, write_record
-from carkinetics.model import Prior
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import Prior
 
 SCRIPT = Path(__file__).parent / "interrupted_fit.py"
 

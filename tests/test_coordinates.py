@@ -25,9 +25,10 @@ from carkinetics.inference.coordinates import (
     solve_upper,
     transport,
 )
-from carkinetics.model import Assay, Prior
 from carkinetics.model_files import load_model, parse_model
-from carkinetics.population import log_joint, make_layout, make_observations, split_phi
+from carkinetics.model_parts import Assay, Prior
+from carkinetics.observations import make_observations
+from carkinetics.population import log_joint, make_layout, split_phi
 from carkinetics.structure import AbstractStructure
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
@@ -53,13 +54,13 @@ class Line(AbstractStructure[LineParameters, LineStates]):
     states = LineStates
     outputs = ("level",)
 
-    def curve(self, t, dose, p):
+    def curve(self, t, p, x):
         return {"level": p.a + p.b * t + p.c * t**2}
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return LineStates(jnp.exp(p.a))
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         return LineStates(y.level * (p.b + 2 * p.c * t))
 
     def output(self, y, p):

@@ -24,9 +24,10 @@ from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
 from carkinetics.inference.gates import convergence
-from carkinetics.model import Prior
 from carkinetics.model_files import load_model
-from carkinetics.population import joint, make_observations
+from carkinetics.model_parts import Prior
+from carkinetics.observations import make_observations
+from carkinetics.population import joint
 from carkinetics.structure import AbstractStructure
 from one_way import OneWay
 from quadrature import Patient, Problem, importance_sample, log_integrand, log_marginal, weighted_quantiles
@@ -282,13 +283,13 @@ class Level(AbstractStructure[LevelParameters, LevelStates]):
     states = LevelStates
     outputs = ("level",)
 
-    def curve(self, t, dose, p):
+    def curve(self, t, p, x):
         return {"level": p.a + 0 * t}
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return LevelStates(jnp.exp(p.a))
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         return LevelStates(0 * y.level)
 
     def output(self, y, p):

@@ -8,6 +8,7 @@ from scipy.integrate import solve_ivp
 
 from carkinetics.model_files import load_model
 from carkinetics.solvers import reference_curve
+from carkinetics.structure import inputs
 from carkinetics.structures.expansion_contraction import ExpansionContraction, Parameters, States
 
 STRUCTURE = ExpansionContraction()
@@ -29,7 +30,7 @@ def drawn(n, seed):
 def closed(t, values):
     with jax.enable_x64(True):
         p = Parameters(*(jnp.asarray(float(v)) for v in values))
-        return np.asarray(STRUCTURE.curve(jnp.asarray(t, float), jnp.asarray(jnp.nan), p)["level"])
+        return np.asarray(STRUCTURE.curve(jnp.asarray(t, float), p, inputs())["level"])
 
 
 def gradient(t, values):
@@ -37,7 +38,7 @@ def gradient(t, values):
     with jax.enable_x64(True):
 
         def at(x, t=t):
-            return STRUCTURE.curve(jnp.asarray(float(t)), jnp.asarray(jnp.nan), Parameters(*x))["level"]
+            return STRUCTURE.curve(jnp.asarray(float(t)), Parameters(*x), inputs())["level"]
 
         return np.asarray(jax.grad(at)(jnp.asarray(values, float)))
 
@@ -80,7 +81,7 @@ def test_closed_form_equals_the_ode_by_scipy():
 def test_closed_form_equals_the_ode_by_the_reference_solver():
     """If it fails, the structure's ODE and its closed form are two different models."""
     with jax.enable_x64(True):
-        solve = jax.jit(lambda t, p: reference_curve(STRUCTURE, t, jnp.asarray(jnp.nan), p)["level"])
+        solve = jax.jit(lambda t, p: reference_curve(STRUCTURE, t, p, inputs())["level"])
         for values in drawn(15, seed=2):
             found = solve(jnp.asarray(TIMES), Parameters(*(jnp.asarray(v) for v in values)))
             np.testing.assert_allclose(closed(TIMES, values), found, rtol=0, atol=1e-6)
@@ -98,7 +99,7 @@ def test_effectors_and_memory_add_up_to_the_bi_exponential():
         with jax.enable_x64(True):
             p = Parameters(*(jnp.asarray(v) for v in values))
             for t, e, m in zip(tmax + s[1:], effector[1:], memory[1:], strict=True):
-                rate = STRUCTURE.rhs(jnp.asarray(t), States(jnp.asarray(e), jnp.asarray(m)), p)
+                rate = STRUCTURE.rhs(jnp.asarray(t), States(jnp.asarray(e), jnp.asarray(m)), p, inputs())
                 np.testing.assert_allclose(rate.effector, -alpha * e, rtol=1e-13)
                 np.testing.assert_allclose(rate.memory, fb * (alpha - beta) * e - beta * m, rtol=1e-10, atol=1e-9 * m)
 
@@ -107,7 +108,7 @@ def test_it_starts_at_the_peak_over_the_fold_expansion():
     """If it fails, the first cells are not Cmax / foldx, or the ODE starts elsewhere than the curve."""
     assert closed(0.0, TYPICAL.values()) == pytest.approx(np.log(24000 / 3900), abs=1e-12)
     with jax.enable_x64(True):
-        start = STRUCTURE.initial(jnp.asarray(jnp.nan), Parameters(*(jnp.asarray(v) for v in TYPICAL.values())))
+        start = STRUCTURE.initial(Parameters(*(jnp.asarray(v) for v in TYPICAL.values())), inputs())
         assert float(start.effector) == pytest.approx(24000 / 3900, rel=1e-14)
         assert float(start.memory) == 0
 
@@ -205,7 +206,7 @@ def test_arrays_of_times_give_what_single_times_give():
 def test_it_says_that_it_has_a_closed_form_and_a_break_at_the_peak():
     """If it fails, the library solves an ODE where it need not, or steps over the peak."""
     assert STRUCTURE.closed_form
-    assert STRUCTURE.breakpoints(Parameters(*TYPICAL.values())) == (9.3,)  # type: ignore[arg-type]
+    assert STRUCTURE.breakpoints(Parameters(*TYPICAL.values()), inputs()) == (9.3,)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("schedule", [PENN, KARMMA])

@@ -13,8 +13,9 @@ from carkinetics.errors import FitError, FitWarning
 from carkinetics.inference.chains import Block
 from carkinetics.inference.failures import MOVES, PLACES, around_divergences, failures
 from carkinetics.inference.solver_check import DRAWS, solver_error
-from carkinetics.model import Model, Parameter, Prior
-from carkinetics.population import make_observations
+from carkinetics.model import Model
+from carkinetics.model_parts import Parameter, Prior
+from carkinetics.observations import make_observations
 from carkinetics.structure import AbstractStructure
 
 STEIN = ck.load_model("stein_2019_tisagenlecleucel")
@@ -39,13 +40,13 @@ class Limited(AbstractStructure[Rate, Cells]):
     def __init__(self, limit):
         self.limit = limit
 
-    def curve(self, t, dose, p):
-        return {"level": jnp.log(1000.0) - p.k * t + jnp.where(p.k * dose < self.limit, 0.0, jnp.nan)}
+    def curve(self, t, p, x):
+        return {"level": jnp.log(1000.0) - p.k * t + jnp.where(p.k * x.dose < self.limit, 0.0, jnp.nan)}
 
-    def initial(self, dose, p):
-        return Cells(jnp.full_like(p.k, 1000.0), jnp.where(p.k * dose < self.limit, p.k, jnp.nan))
+    def initial(self, p, x):
+        return Cells(jnp.full_like(p.k, 1000.0), jnp.where(p.k * x.dose < self.limit, p.k, jnp.nan))
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         return Cells(-y.rate * y.cells, jnp.zeros_like(y.rate))
 
     def output(self, y, p):
@@ -132,8 +133,8 @@ class TooFast(LimitedOde):
 
     name = "too_fast"
 
-    def initial(self, dose, p):
-        return Cells(jnp.full_like(p.k, 1000.0), p.k * dose / 1e6)
+    def initial(self, p, x):
+        return Cells(jnp.full_like(p.k, 1000.0), p.k * x.dose / 1e6)
 
 
 def test_a_solver_that_fails_where_the_reference_does_not(data):

@@ -9,8 +9,8 @@ import pytest
 
 from carkinetics.dataset import read_dataset
 from carkinetics.inference.guess import starting_values
-from carkinetics.model import Assay, Prior
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import Assay, Prior
 from carkinetics.population import make_layout
 from carkinetics.simulation import Cohort, simulate
 

@@ -23,9 +23,10 @@ from carkinetics.inference.proposals import (
     standard_t,
 )
 from carkinetics.inference.tuning import FAR, FAR_MIRRORED, Tuner, how_far
-from carkinetics.model import Prior
 from carkinetics.model_files import load_model
-from carkinetics.population import Rows, log_joint, make_layout, make_observations, prior_phi, split_phi
+from carkinetics.model_parts import Prior
+from carkinetics.observations import Rows, make_observations
+from carkinetics.population import log_joint, make_layout, prior_phi, split_phi
 
 PUBLISHED = load_model(MODEL)
 HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.beta": Prior("halfnormal", 0.0, 1.0)})

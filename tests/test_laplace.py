@@ -16,9 +16,10 @@ from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.laplace import OMEGA_BOUNDS, patient_terms
-from carkinetics.model import Assay, Prior
 from carkinetics.model_files import load_model
-from carkinetics.population import make_layout, make_observations, split_phi
+from carkinetics.model_parts import Assay, Prior
+from carkinetics.observations import make_observations
+from carkinetics.population import make_layout, split_phi
 from carkinetics.simulation import Cohort, simulate
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")

@@ -25,9 +25,10 @@ from carkinetics.inference import approximation
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, find_modes, widen
 from carkinetics.inference.tuning import Tuner
-from carkinetics.model import Prior
 from carkinetics.model_files import load_model, parse_model
-from carkinetics.population import make_layout, make_observations
+from carkinetics.model_parts import Prior
+from carkinetics.observations import make_observations
+from carkinetics.population import make_layout
 from test_coordinates import LINE, Line
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")

@@ -17,8 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     "errors structure transforms solvers",
     "structures structures.*",
-    "model model_files tables findings values checks dataset",
-    "observation population",
+    "model_parts model model_files tables findings values checks dataset inputs",
+    "observation observations population",
     "inference inference.* fit_tree fit_result fit_file fitting simulation stress model_checks",
     "diagnostics",
     "plots outputs",

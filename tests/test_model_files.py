@@ -11,8 +11,8 @@ from jaxtyping import Array, Float
 from scipy import stats
 
 from carkinetics.errors import ModelError
-from carkinetics.model import OMEGA_PRIOR_SD, SIGMA_PRIOR_SD, TYPICAL_PRIOR_SD, Prior
 from carkinetics.model_files import list_models, load_model, models_folder, parse_model
+from carkinetics.model_parts import OMEGA_PRIOR_SD, SIGMA_PRIOR_SD, TYPICAL_PRIOR_SD, Prior
 from carkinetics.structure import AbstractStructure
 
 
@@ -33,14 +33,14 @@ class Decay(AbstractStructure[Rates, State]):
     states = State
     outputs = ("blood", "marrow")
 
-    def curve(self, t, dose, p):
+    def curve(self, t, p, x):
         blood = jnp.log(p.level) - p.loss * t
         return {"blood": blood, "marrow": blood - 0.37}
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return State(p.level)
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         return State(-p.loss * y.cells)
 
     def output(self, y, p):

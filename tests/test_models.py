@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from carkinetics.errors import ModelError
-from carkinetics.model import Check
 from carkinetics.model_checks import run_checks, typical_curve
 from carkinetics.model_files import load_model, models_folder
+from carkinetics.model_parts import Check
 
 FILES = sorted(models_folder().glob("*.toml"))
 CHECKS = [(path, i) for path in FILES for i in range(len(tomllib.loads(path.read_text(encoding="utf-8"))["checks"]))]

@@ -11,12 +11,13 @@ import pytest
 from scipy import stats
 from scipy.special import expit, log_ndtr
 
-from carkinetics import population
+from carkinetics import observations, population
 from carkinetics.dataset import read_dataset
-from carkinetics.errors import ModelError
-from carkinetics.model import Assay, Prior
+from carkinetics.errors import DataWarning, ModelError
 from carkinetics.model_files import load_model, parse_model
-from carkinetics.population import log_joint, make_layout, make_observations
+from carkinetics.model_parts import Assay, Prior
+from carkinetics.observations import make_observations
+from carkinetics.population import log_joint, make_layout
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
 FLOW = Assay(
@@ -222,7 +223,7 @@ def test_padded_and_flat_layouts_agree(frame, monkeypatch):
     data, values = read(frame), []
     phi, z = place(PUBLISHED, data.n_subjects)
     for padding in (10**6, 0):
-        monkeypatch.setattr(population, "_MAX_PADDING", padding)
+        monkeypatch.setattr(observations, "_MAX_PADDING", padding)
         with jax.enable_x64(True):
             assert make_observations(PUBLISHED, data).flat is (padding == 0)
         values.append(found(PUBLISHED, data, phi, z))
@@ -275,7 +276,9 @@ def test_doses_are_added_up_and_missing_ones_are_missing():
     """If it fails, a dose that is split in two counts as one half, or as another patient's."""
     dose = pd.DataFrame({"ID": ["P00", "P00", "P03"], "TIME": [0.0, 1.0, 0.0], "AMT": [1e8, 2e8, 5e8]}).assign(EVID=1)
     data = read(pd.concat([table().assign(EVID=0), dose], ignore_index=True))
-    np.testing.assert_array_equal(make_observations(PUBLISHED, data).dose, [3e8, np.nan, np.nan, 5e8, np.nan])
+    with pytest.warns(DataWarning, match=r"1 patients have further infusions \(P00\)"):
+        obs = make_observations(PUBLISHED, data)
+    np.testing.assert_array_equal(obs.inputs.dose, [3e8, np.nan, np.nan, 5e8, np.nan])
 
 
 def counted(model):
@@ -312,7 +315,7 @@ def test_row_order_says_where_the_rows_went():
     """If it fails, predictions are written beside other samples than their own."""
     data = read(table(assays=("qpcr", "flow")))
     obs = make_observations(MODELS["two assays"], data)
-    at = population.row_positions(data)
+    at = observations.row_positions(data)
     assert len(set(at)) == data.n_obs
     np.testing.assert_array_equal(obs.subject[at], data.subject)
     np.testing.assert_array_equal(np.asarray(obs.grid.time).reshape(-1)[np.asarray(obs.cell)][at], data.time)

@@ -12,7 +12,8 @@ from carkinetics.demo import MODEL
 from carkinetics.inference.proposals import COMPONENTS, Mixture, mixture
 from carkinetics.inference.scouting import scouted, tempered
 from carkinetics.model_files import load_model
-from carkinetics.population import make_layout, make_observations, split_phi, subject_log_likelihood
+from carkinetics.observations import make_observations
+from carkinetics.population import make_layout, split_phi, subject_log_likelihood
 
 PUBLISHED = load_model(MODEL)
 

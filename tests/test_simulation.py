@@ -9,8 +9,8 @@ from scipy import stats
 
 from carkinetics.dataset import read_dataset
 from carkinetics.errors import CarkineticsError, ModelError
-from carkinetics.model import Assay, Prior
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import Assay, Prior
 from carkinetics.simulation import Cohort, simulate, truth_of
 
 MODEL = load_model("stein_2019_tisagenlecleucel")

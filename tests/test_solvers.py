@@ -9,7 +9,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from carkinetics import solvers
-from carkinetics.structure import AbstractStructure
+from carkinetics.structure import AbstractStructure, inputs
 from carkinetics.structure import level as emptied
 from carkinetics.structures import STRUCTURES
 from carkinetics.structures.expansion_contraction import ExpansionContraction, States
@@ -47,9 +47,10 @@ def antigen_patients(n=40, seed=0):
 
 def level(structure, x, *, refine=1, times=TIMES):
     n = x.shape[1]
-    grid = solvers.make_grid(structure, np.repeat(times[:, None], n, 1), refine=refine)
+    none = inputs(jnp.full(n, jnp.nan))
+    grid = solvers.make_grid(structure, np.repeat(times[:, None], n, 1), none, refine=refine)
     p = structure.parameters(*x)
-    return solvers.curves(structure, grid, jnp.full(n, jnp.nan), p)["level"]
+    return solvers.curves(structure, grid, p, none)["level"]
 
 
 def test_fixed_grid_is_near_the_closed_form_and_converges_to_it():
@@ -115,9 +116,7 @@ def test_reference_agrees_with_scipy():
     with jax.enable_x64(True):
         x = antigen_patients(n=3)
         for column in x.T:
-            found = solvers.reference_curve(
-                B, jnp.asarray(TIMES), jnp.asarray(jnp.nan), B.parameters(*map(jnp.asarray, column))
-            )
+            found = solvers.reference_curve(B, jnp.asarray(TIMES), B.parameters(*map(jnp.asarray, column)), inputs())
             np.testing.assert_allclose(found["level"], by_scipy(column), atol=1e-7)
 
 
@@ -135,10 +134,10 @@ class Stiff(AbstractStructure[Fast, Pair]):
 
     name, parameters, states, outputs, stiff = "stiff", Fast, Pair, ("level",), True
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return Pair(jnp.zeros_like(p.k), jnp.ones_like(p.k))
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         return Pair(p.k * (y.b - y.a), -0.1 * y.b)
 
     def output(self, y, p):
@@ -149,9 +148,10 @@ def test_stiff_structure_by_the_implicit_solver():
     """If it fails, stiff structures are stepped explicitly, or the implicit solver's answer is wrong."""
     with jax.enable_x64(True):
         times = np.repeat(np.array([1.0, 10.0, 50.0])[:, None], 2, 1)
-        grid = solvers.make_grid(Stiff(), times)
+        none = inputs(jnp.full(2, jnp.nan))
+        grid = solvers.make_grid(Stiff(), times, none)
         k = jnp.array([1e5, 3e3])
-        found = solvers.curves(Stiff(), grid, jnp.full(2, jnp.nan), Fast(k))["level"]
+        found = solvers.curves(Stiff(), grid, Fast(k), none)["level"]
         exact = np.log(k * np.exp(-0.1 * times) / (k - 0.1))
     np.testing.assert_allclose(found, exact, atol=1e-4)  # a local tolerance of 1e-6
 
@@ -159,8 +159,9 @@ def test_stiff_structure_by_the_implicit_solver():
 def test_a_failed_solve_is_not_finite_and_does_not_raise():
     """If it fails, one impossible draw ends a whole chain, or passes as a value."""
     with jax.enable_x64(True):
-        grid = solvers.make_grid(Stiff(), np.array([[1.0], [10.0]]))
-        found = solvers.curves(Stiff(), grid, jnp.array([jnp.nan]), Fast(jnp.array([jnp.nan])))["level"]
+        none = inputs(jnp.array([jnp.nan]))
+        grid = solvers.make_grid(Stiff(), np.array([[1.0], [10.0]]), none)
+        found = solvers.curves(Stiff(), grid, Fast(jnp.array([jnp.nan])), none)["level"]
     assert not np.isfinite(np.asarray(found)).any()
 
 
@@ -170,7 +171,7 @@ def test_every_sample_is_a_steps_end_and_no_step_is_too_long():
     columns = [np.sort(rng.uniform(0, 200, 12)) for _ in range(5)]
     columns.append(np.r_[0.0, 1e-4, 5, 5 + 1e-10, 100, np.full(7, 100.0)])
     with jax.enable_x64(True):
-        grid = solvers.make_grid(B, np.stack(columns, axis=1))
+        grid = solvers.make_grid(B, np.stack(columns, axis=1), inputs(jnp.zeros(6)))
         ends, at = np.asarray(grid.ends), np.asarray(grid.at)
     np.testing.assert_array_equal(np.take_along_axis(ends, at, axis=0), np.stack(columns, axis=1))
     steps = np.diff(np.concatenate([np.zeros((1, ends.shape[1])), ends]), axis=0)

@@ -12,7 +12,8 @@ from scipy.special import log_ndtr
 import carkinetics as ck
 from carkinetics.demo import read_trial
 from carkinetics.errors import ModelError
-from carkinetics.model import Model, Parameter, Prior
+from carkinetics.model import Model
+from carkinetics.model_parts import Parameter, Prior
 from carkinetics.structure import AbstractStructure
 
 STEIN = ck.load_model("stein_2019_tisagenlecleucel")
@@ -27,22 +28,18 @@ class Rate(NamedTuple):
 
 class Cells(NamedTuple):
     cells: object
-    rate: object
 
 
 class Grower(AbstractStructure[Rate, Cells]):
-    """Growth at k per day and 1e6 cells of dose, stepped on the natural scale: overflows at large doses.
-
-    The rate is a state that does not change, since a right-hand side does not know the dose.
-    """
+    """Growth at k per day and 1e6 cells of dose, stepped on the natural scale: overflows at large doses."""
 
     name, parameters, states, outputs = "grower", Rate, Cells, ("level",)
 
-    def initial(self, dose, p):
-        return Cells(p.size, p.k * dose / 1e6)
+    def initial(self, p, x):
+        return Cells(p.size)
 
-    def rhs(self, t, y, p):
-        return Cells(y.rate * y.cells, jnp.zeros_like(y.rate))
+    def rhs(self, t, y, p, x):
+        return Cells(p.k * x.dose / 1e6 * y.cells)
 
     def output(self, y, p):
         return {"level": jnp.log(y.cells)}
@@ -53,7 +50,7 @@ class Kinked(Grower):
 
     name = "kinked"
 
-    def curve(self, t, dose, p):
+    def curve(self, t, p, x):
         return {"level": jnp.sqrt(jnp.maximum(p.k - 1, 0.0)) + 0.0 * t}
 
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
-from carkinetics.population import log_joint, make_layout, make_observations
+from carkinetics.observations import make_observations
+from carkinetics.population import log_joint, make_layout
 from peers.problem import peers_data, peers_model
 from peers.worker import CHAINS, Problem, Sampled, main
 

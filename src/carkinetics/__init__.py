@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
-    "Assay": "model",
+    "Assay": "model_parts",
     "CarkineticsError": "errors",
     "Check": "fit_result",
     "Cohort": "simulation",
@@ -20,8 +20,8 @@ _HOME = {
     "FitWarning": "errors",
     "Model": "model",
     "ModelError": "errors",
-    "Parameter": "model",
-    "Prior": "model",
+    "Parameter": "model_parts",
+    "Prior": "model_parts",
     "ReadOptions": "dataset",
     "Settings": "inference.chains",
     "Simulation": "simulation",
@@ -55,13 +55,13 @@ if TYPE_CHECKING:
     from carkinetics.fit_result import Fit as Fit
     from carkinetics.fitting import fit as fit
     from carkinetics.inference.chains import Settings as Settings
-    from carkinetics.model import Assay as Assay
     from carkinetics.model import Model as Model
-    from carkinetics.model import Parameter as Parameter
-    from carkinetics.model import Prior as Prior
     from carkinetics.model_checks import run_checks as run_checks
     from carkinetics.model_files import list_models as list_models
     from carkinetics.model_files import load_model as load_model
+    from carkinetics.model_parts import Assay as Assay
+    from carkinetics.model_parts import Parameter as Parameter
+    from carkinetics.model_parts import Prior as Prior
     from carkinetics.simulation import Cohort as Cohort
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate

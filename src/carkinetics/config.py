@@ -7,7 +7,7 @@ from typing import Any
 
 from carkinetics.dataset import ReadOptions
 from carkinetics.errors import DataError
-from carkinetics.model import nearest_or_raise
+from carkinetics.model_parts import nearest_or_raise
 
 _KEYS = ("columns", "keep", "units", "lloq", "outcomes", "options")
 _MAX_BYTES = 100_000

@@ -4,8 +4,8 @@ import pandas as pd
 
 from carkinetics.dataset import Dataset, read_dataset
 from carkinetics.fit_result import Fit
-from carkinetics.model import iiv_cv_pct
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import iiv_cv_pct
 from carkinetics.simulation import Cohort, Simulation, simulate
 
 MODEL = "stein_2019_tisagenlecleucel"

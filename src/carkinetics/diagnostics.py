@@ -10,8 +10,11 @@ from jaxtyping import Float
 
 from carkinetics import solvers
 from carkinetics.fit_result import Fit
-from carkinetics.model import Model, nearest_or_raise
-from carkinetics.population import doses_of
+from carkinetics.inputs import inputs_of, ln_offset
+from carkinetics.model import Model
+from carkinetics.model_parts import Assay, nearest_or_raise
+from carkinetics.population import ln_curves
+from carkinetics.structure import Inputs
 
 
 def gof(fit: Fit) -> pd.DataFrame:
@@ -81,11 +84,12 @@ def individual_curves(
     early = np.linspace(0.0, np.minimum(last, 40.0), points // 2)
     times = np.sort(np.concatenate([early, times]), axis=0)
     low, high = (1 - interval) / 2, (1 + interval) / 2
-    dose = doses_of(data)[place]
+    with jax.enable_x64(True):
+        inputs = jax.tree.map(lambda a: a[..., np.array(place)], inputs_of(model, data))
     tables = []
     for assay in model.assays:
-        curves = _ln_curves(model, assay.output, times, dose, individual.values)
-        middle = _ln_curves(model, assay.output, times, dose, np.repeat(typical.values[:, :, None], len(place), 2))
+        curves = _ln_curves(model, assay, times, inputs, individual.values)
+        middle = _ln_curves(model, assay, times, inputs, np.repeat(typical.values[:, :, None], len(place), 2))
         ipred, below, above = np.exp(np.quantile(curves, [0.5, low, high], axis=0))
         pred = np.exp(np.median(middle, axis=0))
         for j, subject in enumerate(chosen):
@@ -107,16 +111,16 @@ def individual_curves(
 
 def _ln_curves(
     model: Model,
-    output: str,
+    assay: Assay,
     times: Float[np.ndarray, "time subject"],
-    dose: Float[np.ndarray, " subject"],
+    inputs: Inputs,
     values: Float[np.ndarray, "parameter sample subject"],
 ) -> Float[np.ndarray, "sample time subject"]:
-    """Natural log of an output for every draw of the natural-scale individual parameters."""
+    """Natural log of what an assay reads, for every draw of the natural-scale individual parameters."""
     with jax.enable_x64(True):
-        grid = solvers.make_grid(model.structure, times)
+        grid, offset = solvers.make_grid(model.structure, times, inputs), ln_offset(assay, inputs, times)
 
         def one(draw):
-            return solvers.curves(model.structure, grid, jnp.asarray(dose), model.structure.parameters(*draw))[output]
+            return ln_curves(model.structure, grid, draw, inputs)[assay.output] + offset
 
         return np.asarray(jax.jit(jax.vmap(one, in_axes=1))(jnp.asarray(values, float)))

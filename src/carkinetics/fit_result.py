@@ -18,7 +18,8 @@ from carkinetics.dataset import Dataset
 from carkinetics.findings import listed
 from carkinetics.inference.gates import ESS_MIN, RHAT_MAX, convergence
 from carkinetics.inference.laplace import OMEGA_BOUNDS
-from carkinetics.model import Model, iiv_cv_pct
+from carkinetics.model import Model
+from carkinetics.model_parts import iiv_cv_pct
 from carkinetics.transforms import TRANSFORMS
 
 Draws = Float[np.ndarray, "chain draw"]  # of one number

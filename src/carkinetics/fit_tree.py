@@ -21,16 +21,15 @@ from carkinetics.dataset import Dataset
 from carkinetics.inference.failures import Around
 from carkinetics.inference.solver_check import SolverError
 from carkinetics.model import Model
+from carkinetics.observations import Observations, row_positions
 from carkinetics.population import (
     Layout,
-    Observations,
     individual_parameters,
     ln_pred,
     log_likelihood,
     make_layout,
     natural,
     prior_phi,
-    row_positions,
     split_phi,
 )
 from carkinetics.transforms import TRANSFORMS
@@ -153,7 +152,7 @@ def _of_draw(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Floa
     typical = individual_parameters(layout, theta, omega, jnp.zeros_like(z))
     found = {
         "eta": (individual - theta[:, None]).T,
-        "individual": jnp.stack(natural(layout, individual)).T,
+        "individual": natural(layout, individual).T,
         "ipred": jnp.exp(ln_ipred),
         "pred": jnp.exp(ln_pred(layout, typical, obs)),
         "log_likelihood": log_likelihood(ln_ipred, sigma, obs),

@@ -30,7 +30,8 @@ from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
 from carkinetics.inference.tuning import KERNELS, Method, Tuner, lost, pilots, rebuilt
 from carkinetics.model import Model
-from carkinetics.population import Observations, make_layout, make_observations
+from carkinetics.observations import Observations, make_observations
+from carkinetics.population import make_layout
 
 EXTENSION = 500  # draws per chain that are added while a gate still fails
 # A few divergent transitions are sampled anew with a smaller step, since a region may have been missed; many

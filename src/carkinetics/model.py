@@ -1,157 +1,61 @@
-"""What a user says about a population: typical values, between-patient variability, assays and priors.
+"""A model: what a user says about a population. Frozen data; nothing here computes a curve.
 
-Everything here is frozen data; nothing computes. Model files become these objects in
-:mod:`carkinetics.model_files`, and :mod:`carkinetics.population` turns them into a density.
+Model files become a :class:`Model` in :mod:`carkinetics.model_files`, and :mod:`carkinetics.population` turns it
+into a density.
 """
 
-import difflib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 import pandas as pd
 
 from carkinetics.errors import ModelError
+from carkinetics.model_parts import (
+    OMEGA_PRIOR_SD,
+    UNKNOWN,
+    Assay,
+    Check,
+    Covariate,
+    Mixture,
+    Parameter,
+    Prior,
+    Regressor,
+    Treatment,
+    iiv_cv_pct,
+    nearest_or_raise,
+)
 from carkinetics.structure import AbstractStructure
 from carkinetics.transforms import TRANSFORMS
-
-# Defaults that change a report, in one place.
-TYPICAL_PRIOR_SD = 1.0  # of a typical value on its transformed scale: a factor of e either way
-OMEGA_PRIOR_SD = 0.7  # of ln omega: a factor of 4 either way holds real data's Cmax (omega near 2.8)
-SIGMA_PRIOR_SD = 0.5  # of ln sigma
-
-Family = Literal["normal", "lognormal", "halfnormal"]
-
-
-@dataclass(frozen=True)
-class Prior:
-    """A prior distribution, by name.
-
-    Attributes
-    ----------
-    family : {"normal", "lognormal", "halfnormal"}
-        ``normal(loc, scale)`` on a typical value's transformed scale; for omega and sigma
-        ``lognormal(ln median, scale)``, which keeps away from zero, or ``halfnormal(scale)``, which does not.
-    loc, scale : float
-        As above; ``loc`` is unused by ``halfnormal``.
-    """
-
-    family: Family
-    loc: float
-    scale: float
-
-    def __post_init__(self):
-        if self.family not in ("normal", "lognormal", "halfnormal"):
-            raise ModelError(f"prior family {self.family!r}: choose normal, lognormal or halfnormal.")
-        if not (np.isfinite(self.loc) and np.isfinite(self.scale) and self.scale > 0):
-            raise ModelError(
-                f"prior {self.family}({self.loc:g}, {self.scale:g}): the scale must be finite and above 0."
-            )
-
-    def __str__(self) -> str:
-        if self.family == "halfnormal":
-            return f"HalfNormal({self.scale:.3g})"
-        if self.family == "lognormal":
-            return f"LogNormal(ln {np.exp(self.loc):.3g}, {self.scale:.3g})"
-        return f"Normal({self.loc:.3g}, {self.scale:.3g})"
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One parameter of the structure, in the population.
-
-    Attributes
-    ----------
-    name : str
-    value : float
-        Typical value, natural scale.
-    unit : str
-    transform : {"log", "logit", "identity"}
-        The scale on which individual values are normal around the typical value.
-    iiv : float
-        Between-patient SD (omega) on the transformed scale; 0 for none.
-    fixed : bool
-        The typical value is known, not estimated.
-    prior, prior_omega : Prior
-        On the transformed typical value and on omega.
-    label, source, confidence : str
-    """
-
-    name: str
-    value: float
-    unit: str
-    transform: str
-    iiv: float
-    fixed: bool
-    prior: Prior
-    prior_omega: Prior
-    label: str = ""
-    source: str = ""
-    confidence: str = ""
-
-    @property
-    def theta(self) -> float:
-        """Typical value on the transformed scale."""
-        return float(TRANSFORMS[self.transform].forward(self.value))
-
-
-@dataclass(frozen=True)
-class Assay:
-    """One assay in one matrix.
-
-    Attributes
-    ----------
-    name : str
-        The table's ``DVID``.
-    output : str
-        The structure's output that it measures.
-    matrix : str
-        ``PB`` blood, ``BM`` marrow, ``LN`` lymph node.
-    unit : str
-    error : {"lognormal"}
-        Residual: normal with SD ``sigma`` on the natural-log scale.
-    sigma : float
-    prior : Prior
-        On sigma.
-    lloq : float or None
-        Lower limit of quantification, in ``unit``.
-    """
-
-    name: str
-    output: str
-    matrix: str
-    unit: str
-    error: str
-    sigma: float
-    prior: Prior
-    lloq: float | None = None
-    label: str = ""
-    source: str = ""
-    confidence: str = ""
-
-
-@dataclass(frozen=True)
-class Check:
-    """A fact of the paper that the typical patient must reproduce within ``rel_tol``."""
-
-    quantity: str
-    expected: float
-    rel_tol: float
-    time: float | None = None
-    unit: str = ""
-    source: str = ""
 
 
 @dataclass(frozen=True)
 class Model:
-    """A structure with its population: what ``fit`` estimates and ``simulate`` draws from."""
+    """A structure with its population: what ``fit`` estimates and ``simulate`` draws from.
+
+    Attributes
+    ----------
+    parameters : tuple of Parameter
+        The structure's, in its order, then the factors of ``treatments``.
+    treatments : tuple of Treatment
+        Those that act; see :meth:`with_treatments`.
+    known_treatments : tuple of Treatment
+        Those of the model file, acting or not.
+    typical_dose : float
+        Dose of the typical patient, viable CAR+ cells; NaN where the structure does not need it.
+    """
 
     name: str
     structure: AbstractStructure
     parameters: tuple[Parameter, ...]
     assays: tuple[Assay, ...]
     checks: tuple[Check, ...] = ()
+    treatments: tuple[Treatment, ...] = ()
+    known_treatments: tuple[Treatment, ...] = ()
+    regressors: tuple[Regressor, ...] = ()
+    covariates: tuple[Covariate, ...] = ()
+    mixture: Mixture | None = None
+    typical_dose: float = UNKNOWN
     label: str = ""
     reference: str = ""
     doi: str = ""
@@ -194,6 +98,68 @@ class Model:
         nearest_or_raise(assay.output, self.structure.outputs, "output", self.structure.name)
         return replace(self, assays=(*(a for a in self.assays if a.name != assay.name), assay))
 
+    def with_values(self, values: Mapping[str, float]) -> "Model":
+        """A model with other numbers; priors move with them.
+
+        Parameters
+        ----------
+        values : mapping
+            ``{"cmax": 24000}`` for a typical value (natural scale), ``{"omega.cmax": 0.8}``, ``{"sigma.qpcr": 0.5}``.
+        """
+        parameters = {p.name: p for p in self.parameters}
+        assays = {a.name: a for a in self.assays}
+        for key, value in values.items():
+            kind, _, name = key.rpartition(".")
+            if kind == "sigma":
+                name = nearest_or_raise(name, assays, "assay", self.name)
+                assays[name] = replace(assays[name], sigma=value, prior=replace(assays[name].prior, loc=np.log(value)))
+            elif kind == "omega":
+                name = self._known(name)
+                prior = Prior("lognormal", float(np.log(value)), OMEGA_PRIOR_SD)
+                parameters[name] = replace(parameters[name], iiv=value, prior_omega=prior)
+            else:
+                changed = replace(parameters[self._known(key)], value=value)
+                if not np.isfinite(changed.theta):
+                    raise ModelError(f"{key} = {value:g} must be {TRANSFORMS[changed.transform].domain}.")
+                parameters[key] = replace(changed, prior=replace(changed.prior, loc=changed.theta))
+        return replace(self, parameters=tuple(parameters.values()), assays=tuple(assays.values()))
+
+    def unknown(self, *, variability: bool = True, residual: bool = True) -> list[str]:
+        """What nobody has published of this model: ``vmax``, ``omega.vmax``, ``sigma.qpcr``."""
+        found = [p.name for p in self.parameters if p.value is UNKNOWN]
+        if variability:
+            found += [f"omega.{p.name}" for p in self.parameters if p.iiv is UNKNOWN]
+        return found + [f"sigma.{a.name}" for a in self.assays if residual and a.sigma is UNKNOWN]
+
+    def refuse_unknown(self, what: str, *, variability: bool = True, residual: bool = True) -> None:
+        """Raise :class:`ModelError` if a number that ``what`` needs is not known."""
+        found = self.unknown(variability=variability, residual=residual)
+        if found:
+            raise ModelError(
+                f"{self.name}: {what} needs numbers that are not known: {', '.join(found)}. The file says why; give "
+                f'them with model.with_values({{"{found[0]}": ...}}).'
+            )
+
+    def with_treatments(self, *names: str) -> "Model":
+        """A model in which these treatments of the model file act on growth; all of them if none is named.
+
+        Their factors become parameters ``f_<name>``; the table has a column with the day of the first dose.
+        """
+        known = {t.name: t for t in self.known_treatments}
+        if not known:
+            raise ModelError(f"{self.name}: the model file has no [treatments].")
+        chosen = tuple(known[nearest_or_raise(n, known, "treatment", self.name)] for n in names or known)
+        own = self.parameters[: len(self.structure.parameters._fields)]
+        return replace(self, treatments=chosen, parameters=(*own, *(t.factor for t in chosen)))
+
+    def without_covariates(self) -> "Model":
+        """A model of the patient whose covariates are at their centres."""
+        return replace(self, covariates=())
+
+    def without_mixture(self) -> "Model":
+        """A model in which every patient is of the first class."""
+        return replace(self, mixture=None)
+
     def fix(self, *names: str) -> "Model":
         """A model in which these typical values are known; their omegas are still estimated."""
         known = {self._known(n) for n in names}
@@ -222,21 +188,6 @@ class Model:
 
     def _known(self, name: str) -> str:
         return nearest_or_raise(name, [p.name for p in self.parameters], "parameter", self.name)
-
-
-def iiv_cv_pct(omega):
-    """Coefficient of variation (%) of a log-normal with log-scale SD ``omega``."""
-    return 100 * np.sqrt(np.expm1(np.square(omega)))
-
-
-def nearest_or_raise(name: str, known: Iterable[str], what: str, where: str) -> str:
-    """``name`` if it is known, else a :class:`ModelError` with the nearest match."""
-    known = list(known)
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ModelError(f"{where}: unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")
 
 
 def _positive(prior: Prior, key: str) -> Prior:

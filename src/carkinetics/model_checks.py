@@ -8,22 +8,39 @@ from jaxtyping import Float
 
 from carkinetics import solvers
 from carkinetics.errors import ModelError
-from carkinetics.model import Check, Model
-from carkinetics.population import make_layout, natural
+from carkinetics.model import Model
+from carkinetics.model_parts import Check, nearest_or_raise
+from carkinetics.population import ln_curves, make_layout, natural
+from carkinetics.structure import Course, Inputs, inputs
 
+QUANTITIES = (
+    "level", "auc", "doubling_time", "half_life", "peak_level", "peak_time", "lowest_level", "lowest_time",
+)  # fmt: skip
 _GRID = np.concatenate([np.linspace(0, 60, 6001), np.linspace(60.1, 1000, 9400)])  # day; the peak is read off it
 
 
 def typical_curve(
     model: Model, times: Float[np.ndarray, " time"], output: str | None = None
 ) -> Float[np.ndarray, " time"]:
-    """Natural log of the typical patient's level at ``times`` (day), of the first output unless one is named."""
+    """Natural log of the typical patient's level at ``times`` (day), of the first output unless one is named.
+
+    The typical patient has every random effect at zero, the model's typical dose, no treatment, and the typical
+    value of every regressor.
+    """
+    model.refuse_unknown("the typical patient", variability=False, residual=False)
     with jax.enable_x64(True):
-        theta = jnp.array([[p.theta] for p in model.parameters])
-        p = natural(make_layout(model), theta)
-        grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None])
-        curve = solvers.curves(model.structure, grid, jnp.array([jnp.nan]), p)
+        values = natural(make_layout(model), jnp.array([[p.theta] for p in model.parameters]))
+        x = typical_inputs(model)
+        grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None], x)
+        curve = ln_curves(model.structure, grid, values, x)
     return np.asarray(curve[output or model.structure.outputs[0]])[:, 0]
+
+
+def typical_inputs(model: Model) -> Inputs:
+    """What the typical patient gets; one patient, subject axis last."""
+    course = {r.name: Course(jnp.zeros((1, 1)), jnp.full((1, 1), r.typical), "locf") for r in model.regressors}
+    never = jnp.full((len(model.treatments), 1), jnp.inf)
+    return inputs(jnp.array([model.typical_dose]), since=never, factor=jnp.ones_like(never), course=course)
 
 
 def run_checks(model: Model) -> pd.DataFrame:
@@ -48,19 +65,21 @@ def run_checks(model: Model) -> pd.DataFrame:
 
 
 def _quantity(model: Model, check: Check) -> float:
-    if check.quantity in ("peak_level", "peak_time"):
-        level = typical_curve(model, _GRID)
-        peak = int(np.argmax(level))
-        return float(np.exp(level[peak])) if check.quantity == "peak_level" else float(_GRID[peak])
-    if check.quantity not in ("level", "doubling_time", "half_life"):
-        raise ModelError(
-            f"{model.name} [[checks]]: unknown quantity {check.quantity!r}. "
-            "Known: level, doubling_time, half_life, peak_level, peak_time."
-        )
+    nearest_or_raise(check.quantity, QUANTITIES, "quantity", f"{model.name} [[checks]]")
+    model = model.with_values(dict(check.where))
+    output = check.output or None
+    if check.quantity in ("peak_level", "peak_time", "lowest_level", "lowest_time"):
+        until = _GRID if check.time is None else _GRID[check.time >= _GRID]
+        level = typical_curve(model, until, output)
+        at = int(np.argmax(level) if check.quantity.startswith("peak") else np.argmin(level))
+        return float(np.exp(level[at])) if check.quantity.endswith("level") else float(until[at])
     if check.time is None:
         raise ModelError(f"{model.name} [[checks]]: {check.quantity} needs a time.")
+    if check.quantity == "auc":
+        until = np.linspace(0.0, check.time, 4001)
+        return float(np.trapezoid(np.exp(typical_curve(model, until, output)), until))
     if check.quantity == "level":
-        return float(np.exp(typical_curve(model, np.array([check.time]))[0]))
-    before, after = typical_curve(model, np.array([check.time - 0.01, check.time + 0.01]))
+        return float(np.exp(typical_curve(model, np.array([check.time]), output)[0]))
+    before, after = typical_curve(model, np.array([check.time - 0.01, check.time + 0.01]), output)
     slope = (after - before) / 0.02
     return float(np.log(2) / (slope if check.quantity == "doubling_time" else -slope))

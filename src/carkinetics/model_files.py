@@ -4,34 +4,52 @@ import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from carkinetics.errors import ModelError
-from carkinetics.model import (
+from carkinetics.model import Model
+from carkinetics.model_parts import (
     OMEGA_PRIOR_SD,
     SIGMA_PRIOR_SD,
     TYPICAL_PRIOR_SD,
+    UNKNOWN,
     Assay,
     Check,
-    Model,
+    Conversion,
+    Covariate,
+    Mixture,
     Parameter,
     Prior,
+    Regressor,
+    Treatment,
     nearest_or_raise,
 )
-from carkinetics.structure import AbstractStructure
+from carkinetics.structure import INTERPOLATIONS, AbstractStructure
 from carkinetics.structures import STRUCTURES
 from carkinetics.transforms import TRANSFORMS
 
 SCHEMA = 1
 _MAX_BYTES = 1_000_000
-_TOP = ("schema", "name", "label", "structure", "reference", "doi", "notes", "parameters", "assays", "checks")
+_TOP = (
+    "schema", "name", "label", "structure", "reference", "doi", "notes", "typical_dose", "parameters", "assays",
+    "treatments", "regressors", "covariates", "mixture", "checks",
+)  # fmt: skip
 _IIV = ("omega_sd", "omega_var", "cv_pct")
+_NOT_KNOWN = "unknown"  # what a file says in the place of a number that nobody has published
 _PARAMETER = (
     "label", "value", "unit", "transform", *_IIV, "no_iiv", "fixed", "prior_sd", "prior_omega", "source", "confidence",
 )  # fmt: skip
-_ASSAY = ("label", "output", "matrix", "unit", "error", "sigma", "lloq", "source", "confidence")
-_CHECK = ("quantity", "time", "expected", "unit", "rel_tol", "source")
+_ASSAY = (
+    "label", "output", "matrix", "unit", "error", "sigma", "prior_sigma", "lloq", "conversion", "source", "confidence",
+)  # fmt: skip
+_CONVERSION = ("regressor", "vcn", "pg_per_cell")
+_REGRESSOR = ("column", "unit", "interpolation", "typical", "source", "confidence")
+_COVARIATE = ("column", "on", "form", "center", "value", "unit", "source", "confidence")
+_MIXTURE = ("on", "value", "probability", "label", "unit", "source", "confidence")
+_CHECK = ("quantity", "time", "expected", "unit", "rel_tol", "source", "output", "where")
+FORMS = ("power", "exponential", "linear")
 
 
 def models_folder() -> Path:
@@ -91,22 +109,32 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     known = STRUCTURES | {s.name: s for s in structures}
     structure = known[nearest_or_raise(_text(raw, "structure", where), known, "structure", where)]
     wanted, given = structure.parameters._fields, _table(raw, "parameters", where)
-    assays, checks = _table(raw, "assays", where), raw.get("checks", [])
+    assays = _table(raw, "assays", where)
     if not assays:
         raise ModelError(f"{where}: [assays] is empty; a model needs an assay.")
-    if not isinstance(checks, list):
-        raise ModelError(f"{where}: checks = {checks!r} must be tables: write [[checks]].")
     for key in given:
         nearest_or_raise(key, wanted, "parameter", f"{where} [parameters]")
     absent = [p for p in wanted if p not in given]
     if absent:
         raise ModelError(f"{where}: {structure.name} needs the parameters {', '.join(absent)} as well.")
+    regressors = tuple(
+        _regressor(r, spec, f"{where} [regressors.{r}]") for r, spec in _optional(raw, "regressors", where).items()
+    )
+    names = [r.name for r in regressors]
+    for name in structure.regressors:
+        nearest_or_raise(name, names, "regressor", f"{where}: {structure.name} reads [regressors]")
+    covariates, checks = (_tables(raw.get(key, []), where, key) for key in ("covariates", "checks"))
     return Model(
         name=_text(raw, "name", where),
         structure=structure,
         parameters=tuple(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
-        assays=tuple(_assay(a, spec, structure, f"{where} [assays.{a}]") for a, spec in assays.items()),
-        checks=tuple(_check(c, f"{where} [[checks]] {i + 1}") for i, c in enumerate(_tables(checks, where))),
+        assays=tuple(_assay(a, spec, structure, names, f"{where} [assays.{a}]") for a, spec in assays.items()),
+        checks=tuple(_check(c, structure, f"{where} [[checks]] {i + 1}") for i, c in enumerate(checks)),
+        known_treatments=_treatments(_optional(raw, "treatments", where), structure, where),
+        regressors=regressors,
+        covariates=tuple(_covariate(c, wanted, f"{where} [[covariates]] {i + 1}") for i, c in enumerate(covariates)),
+        mixture=_mixture(raw["mixture"], wanted, f"{where} [mixture]") if "mixture" in raw else None,
+        typical_dose=_positive_number(raw, "typical_dose", where) if "typical_dose" in raw else UNKNOWN,
         label=_text(raw, "label", where, ""),
         reference=_text(raw, "reference", where, ""),
         doi=_text(raw, "doi", where, ""),
@@ -118,8 +146,10 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
 def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
     _only(raw, _PARAMETER, where)
     transform = nearest_or_raise(_text(raw, "transform", where), TRANSFORMS, "transform", where)
-    value, iiv = _number(raw, "value", where), _iiv(raw, where)
+    value, iiv = _number_or_unknown(raw, "value", where), _iiv(raw, where)
     theta = TRANSFORMS[transform].forward(value) if _inside(value, transform) else math.nan
+    if value is UNKNOWN:
+        theta = 0.0  # of a prior that is never used
     if not math.isfinite(theta):
         raise ModelError(f"{where}: value = {value:g} must be {TRANSFORMS[transform].domain} ({transform}).")
     return Parameter(
@@ -149,7 +179,9 @@ def _iiv(raw: Mapping, where: str) -> float:
         if not _flag(raw, "no_iiv", where):
             raise ModelError(f"{where}: no_iiv = false says nothing; give omega_sd, omega_var or cv_pct instead.")
         return 0.0
-    number = _number(raw, kind, where)
+    number = _number_or_unknown(raw, kind, where)
+    if number is UNKNOWN:
+        return number
     if number <= 0:
         raise ModelError(f"{where}: {kind} = {number:g} must be above 0; for no variability write no_iiv = true.")
     if kind == "cv_pct":
@@ -161,18 +193,22 @@ def _iiv(raw: Mapping, where: str) -> float:
 
 def _omega_prior(raw: Mapping | None, iiv: float, where: str) -> Prior:
     if raw is None:  # boundary-avoiding by default: an omega near zero is a funnel for the sampler
-        return Prior("lognormal", math.log(iiv) if iiv else 0.0, OMEGA_PRIOR_SD)
-    _only(raw, ("family", "median", "scale"), f"{where} prior_omega")
+        return Prior("lognormal", math.log(iiv) if iiv > 0 else 0.0, OMEGA_PRIOR_SD)
+    return _scale_prior(raw, f"{where} prior_omega")
+
+
+def _scale_prior(raw: Mapping, where: str) -> Prior:
+    _only(raw, ("family", "median", "scale"), where)
     family = nearest_or_raise(_text(raw, "family", where), ("lognormal", "halfnormal"), "prior family", where)
     if family == "halfnormal" and "median" in raw:
-        raise ModelError(f"{where} prior_omega: halfnormal has no median; its scale is all.")
+        raise ModelError(f"{where}: halfnormal has no median; its scale is all.")
     median = _positive_number(raw, "median", where) if family == "lognormal" else 1.0
     return Prior(family, math.log(median), _positive_number(raw, "scale", where))  # type: ignore[arg-type]
 
 
-def _assay(name: str, raw: Mapping, structure: AbstractStructure, where: str) -> Assay:
+def _assay(name: str, raw: Mapping, structure: AbstractStructure, regressors: list[str], where: str) -> Assay:
     _only(raw, _ASSAY, where)
-    sigma = _number(raw, "sigma", where)
+    sigma = _number_or_unknown(raw, "sigma", where)
     error = nearest_or_raise(_text(raw, "error", where), ("lognormal",), "error", where)
     lloq = _number(raw, "lloq", where) if "lloq" in raw else None
     if sigma <= 0 or (lloq is not None and lloq <= 0):
@@ -184,16 +220,83 @@ def _assay(name: str, raw: Mapping, structure: AbstractStructure, where: str) ->
         unit=_text(raw, "unit", where),
         error=error,
         sigma=sigma,
-        prior=Prior("lognormal", math.log(sigma), SIGMA_PRIOR_SD),
+        prior=_scale_prior(raw["prior_sigma"], f"{where} prior_sigma")
+        if "prior_sigma" in raw
+        else Prior("lognormal", 0.0 if sigma is UNKNOWN else math.log(sigma), SIGMA_PRIOR_SD),
         lloq=lloq,
+        conversion=_conversion(raw["conversion"], regressors, f"{where} conversion") if "conversion" in raw else None,
         label=_text(raw, "label", where, ""),
         source=_text(raw, "source", where, ""),
         confidence=_text(raw, "confidence", where, ""),
     )
 
 
-def _check(raw: Mapping, where: str) -> Check:
+def _conversion(raw: Mapping, regressors: list[str], where: str) -> Conversion:
+    _only(raw, _CONVERSION, where)
+    return Conversion(
+        regressor=nearest_or_raise(_text(raw, "regressor", where), regressors, "regressor", where),
+        vcn=_positive_number(raw, "vcn", where),
+        pg_per_cell=_positive_number(raw, "pg_per_cell", where),
+    )
+
+
+def _treatments(raw: Mapping, structure: AbstractStructure, where: str) -> tuple[Treatment, ...]:
+    if raw and not structure.treatable:
+        raise ModelError(f"{where} [treatments]: treatments do not act on {structure.name}.")
+    found = []
+    for name, spec in raw.items():
+        here = f"{where} [treatments.{name}]"
+        _only(spec, ("column", *_PARAMETER), here)
+        factor = _parameter(f"f_{name}", {k: v for k, v in spec.items() if k != "column"}, here)
+        found.append(Treatment(name, _text(spec, "column", here), factor))
+    return tuple(found)
+
+
+def _regressor(name: str, raw: Mapping, where: str) -> Regressor:
+    _only(raw, _REGRESSOR, where)
+    return Regressor(
+        name=name,
+        column=_text(raw, "column", where),
+        unit=_text(raw, "unit", where),
+        interpolation=nearest_or_raise(_text(raw, "interpolation", where), INTERPOLATIONS, "interpolation", where),
+        typical=_number(raw, "typical", where),
+    )
+
+
+def _covariate(raw: Mapping, parameters: Sequence[str], where: str) -> Covariate:
+    _only(raw, _COVARIATE, where)
+    return Covariate(
+        column=_text(raw, "column", where),
+        on=nearest_or_raise(_text(raw, "on", where), parameters, "parameter", where),
+        form=nearest_or_raise(_text(raw, "form", where), FORMS, "form", where),
+        center=_number(raw, "center", where),
+        value=_number(raw, "value", where),
+        source=_text(raw, "source", where, ""),
+        confidence=_text(raw, "confidence", where, ""),
+    )
+
+
+def _mixture(raw: Mapping, parameters: Sequence[str], where: str) -> Mixture:
+    _only(raw, _MIXTURE, where)
+    probability = _positive_number(raw, "probability", where)
+    if probability >= 1:
+        raise ModelError(f"{where}: probability = {probability:g} must be between 0 and 1.")
+    return Mixture(
+        on=nearest_or_raise(_text(raw, "on", where), parameters, "parameter", where),
+        value=_number(raw, "value", where),
+        probability=probability,
+        label=_text(raw, "label", where),
+        source=_text(raw, "source", where, ""),
+        confidence=_text(raw, "confidence", where, ""),
+    )
+
+
+def _check(raw: Mapping, structure: AbstractStructure, where: str) -> Check:
     _only(raw, _CHECK, where)
+    changed = _optional(raw, "where", where)
+    for name in changed:
+        nearest_or_raise(name, structure.parameters._fields, "parameter", where)
+    output = _text(raw, "output", where, "")
     return Check(
         quantity=_text(raw, "quantity", where),
         expected=_positive_number(raw, "expected", where),
@@ -201,6 +304,8 @@ def _check(raw: Mapping, where: str) -> Check:
         time=_number(raw, "time", where) if "time" in raw else None,
         unit=_text(raw, "unit", where, ""),
         source=_text(raw, "source", where),
+        output=nearest_or_raise(output, structure.outputs, "output", where) if output else "",
+        where=tuple((name, _number(changed, name, where)) for name in changed),
     )
 
 
@@ -223,9 +328,13 @@ def _table(raw: Mapping, key: str, where: str) -> Mapping:
     return raw[key]
 
 
-def _tables(raw: list, where: str) -> list[Mapping]:
-    if not all(isinstance(c, Mapping) for c in raw):
-        raise ModelError(f"{where}: checks must be tables: write [[checks]].")
+def _optional(raw: Mapping, key: str, where: str) -> Mapping:
+    return _table(raw, key, where) if key in raw else {}
+
+
+def _tables(raw: Any, where: str, key: str) -> list[Mapping]:
+    if not isinstance(raw, list) or not all(isinstance(c, Mapping) for c in raw):
+        raise ModelError(f"{where}: {key} = {raw!r} must be tables: write [[{key}]].")
     return raw
 
 
@@ -248,6 +357,10 @@ def _notes(raw: Mapping, where: str) -> tuple[str, ...]:
     if not isinstance(notes, list) or not all(isinstance(n, str) for n in notes):
         raise ModelError(f"{where}: notes must be a list of texts.")
     return tuple(notes)
+
+
+def _number_or_unknown(raw: Mapping, key: str, where: str) -> float:
+    return UNKNOWN if raw.get(key) == _NOT_KNOWN else _number(raw, key, where)
 
 
 def _positive_number(raw: Mapping, key: str, where: str) -> float:

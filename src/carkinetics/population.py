@@ -1,12 +1,12 @@
 """The joint density of a population: one NumPyro model function, and the arrays it reads.
 
-``Model`` + ``Dataset`` -> ``Layout`` (what is static) and ``Observations`` (what is data) -> ``joint``. The
+``Model`` -> ``Layout`` (what is estimated), and with the ``Observations`` of a dataset -> ``joint``. The
 data are arguments of the compiled density, not constants in it, so that another dataset of the same shape
 reuses the compiled program.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -14,160 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro
 import numpyro.distributions as dist
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer.util import log_density
 
 from carkinetics import observation, solvers
-from carkinetics.dataset import Dataset
-from carkinetics.errors import ModelError
-from carkinetics.model import Model, Parameter, Prior
+from carkinetics.model import Model
+from carkinetics.model_parts import Parameter, Prior
+from carkinetics.observations import Observations, of_subjects
 from carkinetics.solvers import Grid
-from carkinetics.structure import AbstractStructure
+from carkinetics.structure import AbstractStructure, Inputs
 from carkinetics.transforms import TRANSFORMS
-
-# Rows of a kind are filled up to a multiple of this: data with a few more or fewer of them need no other program.
-_BUCKET = 32
-# A grid of subject x time holds more cells than there are samples; beyond this ratio it is laid out flat.
-_MAX_PADDING = 4
-
-
-class Rows(NamedTuple):
-    """How many rows of each kind there are, filled up; they stand in this order."""
-
-    quantified: int
-    below: int
-    above: int
-    between: int
-
-
-class Observations(eqx.Module):
-    """The data as arrays that enter the compiled density, and the static facts that shape it.
-
-    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset. Those that fill a
-    kind up belong to no subject and no assay: sums by either leave them out.
-
-    Attributes
-    ----------
-    grid : Grid
-        Times on which curves are solved (day); a patient's last time is repeated to fill its column.
-    cell : Int[" obs"]
-        Where in the flattened grid each row stands.
-    subject, assay : Int[" obs"]
-    ln_dv : Float[" obs"]
-        Natural log of the value, or of the limit; for an interval its upper end.
-    ln_limit : Float[" obs"]
-        Lower end of an interval; equal to ``ln_dv`` elsewhere.
-    dose : Float[" subject"]
-    rows : Rows
-    n_subjects : int
-    order : tuple of int
-        Position of each row in the dataset's order.
-    """
-
-    grid: Grid
-    cell: Int[Array, " obs"]
-    subject: Int[Array, " obs"]
-    assay: Int[Array, " obs"]
-    ln_dv: Float[Array, " obs"]
-    ln_limit: Float[Array, " obs"]
-    dose: Float[Array, " subject"]
-    rows: Rows = eqx.field(static=True)
-    flat: bool = eqx.field(static=True)
-
-    @property
-    def n_subjects(self) -> int:
-        return self.dose.shape[0]
-
-    @property
-    def n_obs(self) -> int:
-        return self.cell.shape[0]
-
-
-def row_positions(data: Dataset) -> Int[np.ndarray, " row"]:
-    """Where each row of the dataset stands among those that the density reads."""
-    kind, rows = _kind(data), _rows(data)
-    positions = np.empty(len(kind), int)
-    for k, begin in enumerate(np.cumsum(rows) - rows):
-        here = np.flatnonzero(kind == k)
-        positions[here] = begin + np.arange(len(here))
-    return positions
-
-
-def _rows(data: Dataset) -> Rows:
-    return Rows(*(-(-int(np.sum(_kind(data) == k)) // _BUCKET) * _BUCKET for k in range(4)))
-
-
-def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
-    """The arrays of ``data`` as ``model`` reads them; ``refine`` divides the solver's steps.
-
-    Raises
-    ------
-    ModelError
-        An assay of the table is not an assay of the model.
-    """
-    if not any(p.iiv for p in model.parameters):
-        raise ModelError(f"{model.name}: no parameter varies between patients; give at least one an omega.")
-    known = [a.name for a in model.assays]
-    unknown = [a for a in data.assays if a not in known]
-    if unknown:
-        raise ModelError(
-            f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
-            "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
-        )
-    rows, positions, n = _rows(data), row_positions(data), len(data.subjects)
-
-    def filled(values, rest):
-        found = np.full(sum(rows), rest)
-        found[positions] = values
-        return found
-
-    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
-    with np.errstate(invalid="ignore"):
-        ln_dv, ln_limit = np.log(data.dv), np.log(data.limit)
-    # LIMIT is the other end of an interval, whichever way the row is censored.
-    ln_limit = np.where(_kind(data) == 3, ln_limit, ln_dv)
-    upper, lower = filled(np.maximum(ln_dv, ln_limit), 0.0), filled(np.minimum(ln_dv, ln_limit), -1.0)
-    flat, times, cell = _grid(data.subject, data.time, n, model.structure.closed_form)
-    if flat:
-        times, cell = filled(data.time, 1.0)[None, :], np.arange(sum(rows))
-    else:
-        cell = filled(cell, 0)
-    arrays = (cell, filled(data.subject, n), filled(assay, len(known)), upper, lower, doses_of(data))
-    with jax.enable_x64(True):
-        cell, subject, assay, ln_dv, ln_limit, dose = (jnp.asarray(x) for x in arrays)
-    return Observations(
-        grid=solvers.make_grid(model.structure, times, refine=refine),
-        cell=cell,
-        subject=subject,
-        assay=assay,
-        ln_dv=ln_dv,
-        ln_limit=ln_limit,
-        dose=dose,
-        rows=rows,
-        flat=flat,
-    )
-
-
-def _kind(data: Dataset) -> Int[np.ndarray, " obs"]:
-    return np.select([data.cens == 0, np.isfinite(data.limit), data.cens == 1], [0, 3, 1], default=2)
-
-
-def _grid(subject, time, n_subjects: int, may_be_flat: bool):
-    """Distinct times of every patient side by side, and the cell of every row in it."""
-    distinct = [np.unique(time[subject == i]) for i in range(n_subjects)]
-    depth = max((len(t) for t in distinct), default=0)
-    if may_be_flat and depth * n_subjects > _MAX_PADDING * len(time):
-        # One patient with thousands of rows would make everybody's column that deep.
-        return True, time, np.arange(len(time))
-    grid = np.stack([np.pad(t, (0, depth - len(t)), mode="edge") if len(t) else np.ones(depth) for t in distinct], 1)
-    row = np.array([np.searchsorted(distinct[i], t) for i, t in zip(subject, time, strict=True)], dtype=int)
-    return False, grid, row * n_subjects + subject
-
-
-def doses_of(data: Dataset) -> Float[np.ndarray, " subject"]:
-    """Every patient's total dose as recorded; NaN where there is no dose record."""
-    doses = data.doses().groupby("ID")["AMT"].sum()
-    return np.array([float(doses.get(i, np.nan)) for i in data.subjects])
 
 
 @dataclass(frozen=True)
@@ -271,23 +127,34 @@ def with_random(
     return jnp.stack([varying.get(i, jnp.full(x.shape[1], theta[i])) for i in range(len(theta))])
 
 
-def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> tuple:
-    """Individual parameters on their natural scale, as the structure names them."""
-    values = (TRANSFORMS[p.transform].inverse(x) for p, x in zip(layout.parameters, individual, strict=True))
-    return layout.structure.parameters(*values)
+def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> Float[Array, "parameter *n"]:
+    """Individual parameters on their natural scale."""
+    return jnp.stack([TRANSFORMS[p.transform].inverse(x) for p, x in zip(layout.parameters, individual, strict=True)])
+
+
+def as_arguments(structure: AbstractStructure, values: Float[Array, "parameter *n"], x: Inputs) -> tuple[Any, Inputs]:
+    """What a structure is called with: its own of the natural-scale parameters, and inputs with the treatments'."""
+    own = len(structure.parameters._fields)
+    return structure.parameters(*values[:own]), eqx.tree_at(lambda x: x.factor, x, values[own:])
+
+
+def ln_curves(
+    structure: AbstractStructure, grid: Grid, values: Float[Array, "parameter subject"], x: Inputs
+) -> dict[str, Float[Array, "time subject"]]:
+    """Natural log of every output at the grid's times, from natural-scale parameters."""
+    return solvers.curves(structure, grid, *as_arguments(structure, values, x))
 
 
 def ln_pred(layout: Layout, individual: Float[Array, "parameter subject"], obs: Observations) -> Float[Array, " obs"]:
     """Natural log of the predicted level of every row, from transformed individual parameters."""
+    x = obs.inputs
     if obs.flat:
-        individual, dose = individual[:, obs.subject], obs.dose[obs.subject]
-    else:
-        dose = obs.dose
-    outputs = solvers.curves(layout.structure, obs.grid, dose, natural(layout, individual))
+        individual, x = individual[:, obs.subject], of_subjects(x, obs.subject)
+    outputs = ln_curves(layout.structure, obs.grid, natural(layout, individual), x)
     if len(set(layout.outputs)) == 1:
-        return outputs[layout.outputs[0]].reshape(-1)[obs.cell]
+        return outputs[layout.outputs[0]].reshape(-1)[obs.cell] + obs.offset
     stacked = jnp.stack([outputs[name].reshape(-1) for name in layout.outputs])
-    return stacked[obs.assay, obs.cell]
+    return stacked[obs.assay, obs.cell] + obs.offset
 
 
 def log_likelihood(

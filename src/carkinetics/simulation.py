@@ -12,8 +12,10 @@ from jaxtyping import Float
 
 from carkinetics import solvers
 from carkinetics.errors import ModelError
-from carkinetics.model import Assay, Model
-from carkinetics.population import make_layout, natural
+from carkinetics.model import Model
+from carkinetics.model_parts import Assay
+from carkinetics.population import ln_curves, make_layout, natural
+from carkinetics.structure import inputs
 
 
 @dataclass(frozen=True)
@@ -81,16 +83,19 @@ def simulate(model: Model, cohort: Cohort, *, seed: int) -> Simulation:
     per_kg = np.exp(random.uniform(np.log(low), np.log(high), cohort.n))
     per_kg = np.clip(np.array([float(f"{x:.3g}") for x in per_kg]), low, high)
     with jax.enable_x64(True):
-        p = natural(layout, jnp.asarray(transformed))
+        values = natural(layout, jnp.asarray(transformed))
         grid = np.broadcast_to(times[:, None], (len(times), cohort.n))
-        on = solvers.make_grid(model.structure, grid)
-        curves = solvers.curves(model.structure, on, jnp.asarray(per_kg * weight), p)
+        x = inputs(per_kg * weight)
+        on = solvers.make_grid(model.structure, grid, x)
+        curves = ln_curves(model.structure, on, values, x)
         levels = {name: np.asarray(curve) for name, curve in curves.items()}
     width = len(str(cohort.n))
     ids = [f"V{i + 1:0{width}d}" for i in range(cohort.n)]
     people = pd.DataFrame({"ID": ids, "WT": weight, "DOSE_PER_KG": per_kg})
     names = [q.name for q in model.parameters]
-    individual = pd.DataFrame({n: np.asarray(getattr(p, n)) for n in names}, index=pd.Index(ids, name="ID"))
+    individual = pd.DataFrame(
+        {n: np.asarray(v) for n, v in zip(names, values, strict=True)}, index=pd.Index(ids, name="ID")
+    )
     samples = [_samples(people, times, assay, levels[assay.output], random) for assay in model.assays]
     return Simulation(_records(people, samples), individual, truth_of(model))
 

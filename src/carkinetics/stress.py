@@ -17,15 +17,8 @@ from carkinetics.inference.cache import use_compile_cache
 from carkinetics.inference.failures import Failures, failures
 from carkinetics.inference.solver_check import Distance, distance
 from carkinetics.model import Model
-from carkinetics.population import (
-    Observations,
-    individual_parameters,
-    make_layout,
-    make_observations,
-    natural,
-    prior_phi,
-    split_phi,
-)
+from carkinetics.observations import Observations, make_observations
+from carkinetics.population import individual_parameters, make_layout, natural, prior_phi, split_phi
 from carkinetics.simulation import refuse_seed
 
 REFERENCE_STEPS = 2000  # a curve that needs more counts as unsolved: one such patient holds up all others
@@ -154,7 +147,7 @@ def _try(model: Model, obs: Observations, seed: int, draws: int) -> _Tried:
     def one(obs, phi, z):
         theta, omega, sigma = split_phi(layout, phi)
         transformed = individual_parameters(layout, theta, omega, z)
-        individual, typical = (jnp.stack(natural(layout, x)) for x in (transformed, theta))
+        individual, typical = (natural(layout, x) for x in (transformed, theta))
         return _Tried(failures(model, obs, phi, z), transformed, individual, typical, omega, sigma)
 
     of_phi, of_z = jax.random.split(jax.random.key(seed))

@@ -8,8 +8,99 @@ per ug span eight decades and the likelihood lives on the log scale.
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+INTERPOLATIONS = ("locf", "nocb", "linear")
+
+
+class Course(eqx.Module):
+    """Something measured over time that is not modelled, such as the white blood count.
+
+    Attributes
+    ----------
+    time, value : Float["knot *n"]
+        Day of every measurement, not decreasing down a column, and what was found. A column that is filled up
+        repeats its last.
+    interpolation : {"locf", "nocb", "linear"}
+        Between measurements: the last one carried forward, the next one carried backward, or a straight line.
+        Outside of them the nearest one holds.
+    """
+
+    time: Float[Array, "knot *n"]
+    value: Float[Array, "knot *n"]
+    interpolation: str = eqx.field(static=True)
+
+    def __call__(self, t: Float[Array, "*m"]) -> Float[Array, "*k"]:
+        """The value at ``t`` (day)."""
+        found = self.value[0]
+        for k in range(1, self.time.shape[0]):
+            begin, end = self.time[k - 1], self.time[k]
+            if self.interpolation == "linear":
+                length = jnp.where(end > begin, end - begin, 1.0)
+                share = jnp.clip((t - begin) / length, 0.0, 1.0)
+            else:
+                share = t >= end if self.interpolation == "locf" else t > begin
+            found = found + share * (self.value[k] - self.value[k - 1])
+        return jnp.broadcast_to(found, jnp.broadcast_shapes(jnp.shape(t), jnp.shape(found)))
+
+
+class Inputs(eqx.Module):
+    """What is done to one patient and measured beside the cells: data, not parameters (but for ``factor``).
+
+    Attributes
+    ----------
+    dose : Float[" *n"]
+        Viable CAR+ cells infused up to day 0; NaN where it is not known.
+    later_day, later_dose : Float["infusion *n"]
+        Further infusions: the day (inf for none), and viable CAR+ cells.
+    since : Float["treatment *n"]
+        Day from which each treatment acts on growth; inf for never.
+    factor : Float["treatment *n"]
+        What it multiplies the growth rate by.
+    course : dict of str to Course
+        What is measured beside, by name.
+    """
+
+    dose: Float[Array, " *n"]
+    later_day: Float[Array, "infusion *n"]
+    later_dose: Float[Array, "infusion *n"]
+    since: Float[Array, "treatment *n"]
+    factor: Float[Array, "treatment *n"]
+    course: dict[str, Course]
+
+    def growth(self, t: Float[Array, "*m"]) -> Any:
+        """What treatments given before ``t`` multiply the growth rate by; 1 without any."""
+        found = jnp.ones(())
+        for since, factor in zip(self.since, self.factor, strict=True):
+            found = found * jnp.where(t >= since, factor, 1.0)
+        return found
+
+    def growth_time(self, t: Float[Array, "*m"]) -> Any:
+        """The integral of :meth:`growth` from 0 to ``t``: the time (day) that growth has had, in its own terms."""
+        if not len(self.since):
+            return t
+        order = jnp.argsort(self.since, axis=0)
+        begin = jnp.clip(jnp.take_along_axis(self.since, order, axis=0), 0.0, _FAR)
+        factor = jnp.cumprod(jnp.take_along_axis(self.factor, order, axis=0), axis=0)
+        total = jnp.minimum(t, begin[0])
+        for k in range(len(begin)):
+            end = begin[k + 1] if k + 1 < len(begin) else _FAR
+            total = total + factor[k] * jnp.clip(t - begin[k], 0.0, end - begin[k])
+        return total
+
+
+_FAR = 1e6  # day; where "never" lies for arithmetic that must stay finite
+
+
+def inputs(dose: Any = jnp.nan, **others: Any) -> Inputs:
+    """Inputs of which only some matter: ``dose`` (viable CAR+ cells), and any attribute of :class:`Inputs`."""
+    dose = jnp.asarray(dose, float)
+    none = jnp.zeros((0, *dose.shape))
+    return Inputs(
+        dose, **({"later_day": none, "later_dose": none, "since": none, "factor": none, "course": {}} | others)
+    )
 
 
 def level(ln_level: Float[Array, "*n"]) -> Float[Array, "*n"]:
@@ -39,6 +130,14 @@ class AbstractStructure[P, S](ABC):
         What an assay can measure.
     stiff : bool
         Rates differ so much that only an implicit solver is stable.
+    uses_dose : bool
+        The dose is an input: a patient without a dose record cannot be solved.
+    treatable : bool
+        Growth is multiplied by ``x.growth(t)``, so that treatments can act on it.
+    regressors : tuple of str
+        What ``x.course`` must have.
+    refine : int
+        How much finer than the standard grid the fixed-grid solver must step.
     """
 
     name: ClassVar[str]
@@ -46,30 +145,46 @@ class AbstractStructure[P, S](ABC):
     states: ClassVar[type[Any]]
     outputs: ClassVar[tuple[str, ...]]
     stiff: ClassVar[bool] = False
+    uses_dose: ClassVar[bool] = False
+    treatable: ClassVar[bool] = False
+    regressors: ClassVar[tuple[str, ...]] = ()
+    refine: ClassVar[int] = 1
 
     @property
     def closed_form(self) -> bool:
         """Whether the structure gives its curve without solving an ODE."""
         return type(self).curve is not AbstractStructure.curve
 
-    def curve(self, t: Float[Array, "*time"], dose: Float[Array, ""], p: P) -> dict[str, Float[Array, "*time"]]:
+    @property
+    def repeatable(self) -> bool:
+        """Whether further infusions add cells; without ``infuse`` a patient has one infusion."""
+        return type(self).infuse is not AbstractStructure.infuse
+
+    def curve(self, t: Float[Array, "*time"], p: P, x: Inputs) -> dict[str, Float[Array, "*time"]]:
         """Natural log of every output at times ``t`` (day), in closed form."""
         raise NotImplementedError(f"{self.name} has no closed form; it is solved as an ODE")
 
     @abstractmethod
-    def initial(self, dose: Float[Array, ""], p: P) -> S:
-        """States at the infusion, day 0; ``dose`` in viable CAR+ cells."""
+    def initial(self, p: P, x: Inputs) -> S:
+        """States at the infusion, day 0."""
 
     @abstractmethod
-    def rhs(self, t: Float[Array, ""], y: S, p: P) -> S:
+    def rhs(self, t: Float[Array, ""], y: S, p: P, x: Inputs) -> S:
         """Rate of change of every state, per day."""
 
     @abstractmethod
     def output(self, y: S, p: P) -> dict[str, Float[Array, ""]]:
         """Natural log of every output, from the states."""
 
-    def breakpoints(self, p: P) -> tuple[Float[Array, ""], ...]:
-        """Times (day) at which ``rhs`` jumps; a solver must step onto each of them."""
+    def infuse(self, y: S, dose: Float[Array, ""], p: P) -> S:
+        """States right after a further infusion of ``dose`` viable CAR+ cells."""
+        raise NotImplementedError(f"{self.name} takes one infusion")
+
+    def breakpoints(self, p: P, x: Inputs) -> tuple[Float[Array, ""], ...]:
+        """Times (day) that depend on parameters and at which ``rhs`` jumps; a solver must step onto each of them.
+
+        Times in ``x``, of treatments and of regressors, are known to the solver.
+        """
         return ()
 
     def to_coordinates(self, y: S, p: P) -> Any:

@@ -23,8 +23,10 @@ from carkinetics.errors import FitError
 from carkinetics.inference.chains import Block
 from carkinetics.inference.coordinates import Point, Transport, transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, Start, widen
-from carkinetics.model import Model, Prior
-from carkinetics.population import Layout, Observations, log_joint, log_prior_phi, make_layout, split_phi
+from carkinetics.model import Model
+from carkinetics.model_parts import Prior
+from carkinetics.observations import Observations
+from carkinetics.population import Layout, log_joint, log_prior_phi, make_layout, split_phi
 
 ROUNDS = 40
 CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends

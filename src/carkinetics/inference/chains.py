@@ -21,7 +21,7 @@ from jaxtyping import Float
 from carkinetics.errors import FitError
 from carkinetics.inference.progress import Report, silent
 from carkinetics.model import Model
-from carkinetics.population import Observations
+from carkinetics.observations import Observations
 
 BLOCK = 25  # iterations per call of the compiled program: the grain of progress and of interruption
 

@@ -19,9 +19,9 @@ from jaxtyping import Array, Bool, Float
 
 from carkinetics.inference.laplace import Start
 from carkinetics.model import Model
+from carkinetics.observations import Observations
 from carkinetics.population import (
     Layout,
-    Observations,
     ln_pred,
     log_joint,
     log_likelihood,

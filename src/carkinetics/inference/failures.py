@@ -10,14 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics.inference.chains import Block
 from carkinetics.model import Model
-from carkinetics.population import (
-    Observations,
-    individual_parameters,
-    ln_pred,
-    log_likelihood_of_rows,
-    make_layout,
-    split_phi,
-)
+from carkinetics.observations import Observations
+from carkinetics.population import individual_parameters, ln_pred, log_likelihood_of_rows, make_layout, split_phi
 
 PLACES = 16  # divergent transitions around which is looked, spread over all of them
 MOVES = 32  # places looked at around each

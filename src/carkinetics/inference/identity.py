@@ -17,7 +17,8 @@ from carkinetics.dataset import Dataset
 from carkinetics.inference.chains import BLOCK, Settings
 from carkinetics.inference.guess import starting_values
 from carkinetics.model import Model
-from carkinetics.population import Observations, log_joint
+from carkinetics.observations import Observations
+from carkinetics.population import log_joint
 
 _PACKAGES = ("carkinetics", "jax", "jaxlib", "numpyro", "numpy", "arviz-stats")
 _DENSITY_TOLERANCE = 1e-9  # relative: processors may differ in the last digits

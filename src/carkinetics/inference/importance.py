@@ -38,14 +38,8 @@ from carkinetics.inference.coordinates import scattered
 from carkinetics.inference.places import Tuning, inner_positions, mirrored, to_place
 from carkinetics.inference.proposals import log_standard_t, standard_t
 from carkinetics.model import Model
-from carkinetics.population import (
-    Observations,
-    log_joint,
-    log_prior_phi,
-    make_layout,
-    split_phi,
-    subject_log_likelihood,
-)
+from carkinetics.observations import Observations
+from carkinetics.population import log_joint, log_prior_phi, make_layout, split_phi, subject_log_likelihood
 
 _ACCEPT = 0.8  # that the step size on averaged weights is adapted to; where curves are solved, it is a setting
 _FIRST_STEP = 0.4

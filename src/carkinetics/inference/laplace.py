@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from carkinetics.model import Model
+from carkinetics.observations import Observations
 from carkinetics.population import (
     Layout,
-    Observations,
     individual_parameters,
     ln_pred,
     log_likelihood,

@@ -6,7 +6,8 @@ from numpyro.infer.hmc import HMCState, hmc
 from carkinetics.inference.chains import Block, Settings
 from carkinetics.inference.coordinates import Point, Transport, log_density, scattered
 from carkinetics.model import Model
-from carkinetics.population import Observations, make_layout
+from carkinetics.observations import Observations
+from carkinetics.population import make_layout
 
 
 class Nuts:

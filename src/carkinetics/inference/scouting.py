@@ -18,7 +18,8 @@ from jaxtyping import Array, Float
 
 from carkinetics.inference.proposals import Mixture, Proposals, make_proposals, mixture
 from carkinetics.model import Model
-from carkinetics.population import Observations, make_layout, split_phi, subject_log_likelihood
+from carkinetics.observations import Observations
+from carkinetics.population import make_layout, split_phi, subject_log_likelihood
 
 _ROUNDS = 4, 2  # without a pilot's draws, and with them
 _SETS, _TOGETHER = 2048, 32  # parameter sets per patient and round; those that are solved at a time

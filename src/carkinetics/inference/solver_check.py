@@ -11,14 +11,8 @@ from jaxtyping import Array, Bool, Float, Int
 from carkinetics import solvers
 from carkinetics.inference.chains import Block
 from carkinetics.model import Model
-from carkinetics.population import (
-    Layout,
-    Observations,
-    individual_parameters,
-    make_layout,
-    natural,
-    split_phi,
-)
+from carkinetics.observations import Observations
+from carkinetics.population import Layout, as_arguments, individual_parameters, make_layout, natural, split_phi
 
 DRAWS = 8  # posterior draws that are solved again, of every patient
 TOLERANCE = 1e-8  # of the reference
@@ -47,14 +41,14 @@ def distance(
     layout: Layout, obs: Observations, individual: Float[Array, "parameter subject"], *, max_steps: int
 ) -> Distance:
     """Solve every patient by both solvers, from transformed individual parameters."""
-    structure, p = layout.structure, natural(layout, individual)
-    names = sorted(set(layout.outputs))
+    structure, names = layout.structure, sorted(set(layout.outputs))
+    p, x = as_arguments(structure, natural(layout, individual), obs.inputs)
 
-    def reference(time, dose, p):
-        return solvers.reference_solve(structure, time, dose, p, tol=TOLERANCE, max_steps=max_steps)
+    def reference(time, p, x):
+        return solvers.reference_solve(structure, time, p, x, tol=TOLERANCE, max_steps=max_steps)
 
-    exact, steps = jax.vmap(reference, in_axes=(1, 0, 0), out_axes=(1, 0))(obs.grid.time, obs.dose, p)
-    ours = solvers.curves(structure, obs.grid, obs.dose, p)
+    exact, steps = jax.vmap(reference, in_axes=-1, out_axes=(1, 0))(obs.grid.time, p, x)
+    ours = solvers.curves(structure, obs.grid, p, x)
     ours, exact = (jnp.concatenate([curve[name] for name in names]) for curve in (ours, exact))
     both = jnp.isfinite(ours) & jnp.isfinite(exact)
     return Distance(

@@ -25,7 +25,8 @@ from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
 from carkinetics.inference.scouting import scouted
 from carkinetics.model import Model
-from carkinetics.population import Layout, Observations, make_layout, split_phi
+from carkinetics.observations import Observations
+from carkinetics.population import Layout, make_layout, split_phi
 
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 # Mean square of whitened parameters (1 of a Gaussian) beyond which no Gaussian describes a patient, who then stands

@@ -59,12 +59,13 @@ class EffectorMemoryAntigen(AbstractStructure[Parameters, States]):
     parameters = Parameters
     states = States
     outputs = ("level", "antigen")
+    treatable = True
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return States(effector=p.e0, memory=jnp.zeros_like(p.e0), antigen=p.b0)
 
-    def rhs(self, t, y, p):
-        growth = p.rho * y.antigen / (1 + y.antigen)
+    def rhs(self, t, y, p, x):
+        growth = x.growth(t) * p.rho * y.antigen / (1 + y.antigen)
         return States(
             effector=(growth - p.alpha - p.conv) * y.effector,
             memory=p.conv * y.effector - p.beta * y.memory,

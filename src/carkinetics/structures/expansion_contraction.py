@@ -36,7 +36,8 @@ class ExpansionContraction(AbstractStructure[Parameters, States]):
 
     Before ``tmax`` cells grow at ``rho = ln(foldx) / tmax`` from ``cmax / foldx``. Afterwards effectors
     contract at ``alpha`` while a part becomes memory, which is lost at ``beta``; the sum is
-    ``cmax ((1 - fb) exp(-alpha s) + fb exp(-beta s))`` with ``s = t - tmax``. The dose is not an input.
+    ``cmax ((1 - fb) exp(-alpha s) + fb exp(-beta s))`` with ``s = t - tmax``. The dose is not an input. A treatment
+    multiplies ``rho`` from its day on, so that a treated patient's peak is no longer ``cmax``.
 
     References
     ----------
@@ -47,30 +48,31 @@ class ExpansionContraction(AbstractStructure[Parameters, States]):
     parameters = Parameters
     states = States
     outputs = ("level",)
+    treatable = True
 
-    def curve(self, t, dose, p):
+    def curve(self, t, p, x):
         # Both sides are evaluated at a clamped time: no branch, so the gradient is right on either side of
         # the kink. At t = tmax the value is cmax and the slope is the mean of the two sides'.
-        growth = jnp.log(p.foldx) / p.tmax * jnp.minimum(t - p.tmax, 0.0)
+        growth = jnp.log(p.foldx) / p.tmax * (x.growth_time(jnp.minimum(t, p.tmax)) - p.tmax)
         s = jnp.maximum(t - p.tmax, 0.0)
         fb = jnp.minimum(p.fb, _FB_MAX)
         decline = jnp.logaddexp(jnp.log1p(-fb) - p.alpha * s, jnp.log(fb) - p.beta * s)
         return {"level": jnp.log(p.cmax) + growth + decline}
 
-    def initial(self, dose, p):
+    def initial(self, p, x):
         return States(effector=p.cmax / p.foldx, memory=jnp.zeros_like(p.cmax))
 
-    def rhs(self, t, y, p):
+    def rhs(self, t, y, p, x):
         growing = t < p.tmax
         conversion = p.fb * (p.alpha - p.beta)  # makes the sum of states the bi-exponential, exactly
-        d_effector = jnp.where(growing, jnp.log(p.foldx) / p.tmax, -p.alpha) * y.effector
+        d_effector = jnp.where(growing, x.growth(t) * jnp.log(p.foldx) / p.tmax, -p.alpha) * y.effector
         d_memory = jnp.where(growing, 0.0, conversion * y.effector - p.beta * y.memory)
         return States(effector=d_effector, memory=d_memory)
 
     def output(self, y, p):
         return {"level": jnp.log(y.effector + y.memory)}
 
-    def breakpoints(self, p):
+    def breakpoints(self, p, x):
         return (p.tmax,)
 
     def guess(self, t, ln_level):

@@ -1,0 +1,149 @@
+"""What was done to every patient and measured beside: from the table to :class:`~carkinetics.structure.Inputs`."""
+
+import warnings
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array, Float
+
+from carkinetics.dataset import Dataset
+from carkinetics.errors import DataError, DataWarning
+from carkinetics.findings import listed
+from carkinetics.model import Model
+from carkinetics.model_parts import Assay, Regressor
+from carkinetics.structure import Course, Inputs
+
+AMOUNTS = ("cells", "cells/kg")
+_SHOWN = 10
+
+
+def inputs_of(model: Model, data: Dataset) -> Inputs:
+    """Infusions, treatments and regressors of every patient, subject axis last, as ``model`` reads them.
+
+    Raises
+    ------
+    DataError
+        A column that the model reads is absent, or empty for a patient who needs it; no dose where the structure
+        needs one.
+
+    Warns
+    -----
+    DataWarning
+        Patients have further infusions, and the structure takes one.
+    """
+    first, days, later = _infusions(model, data)
+    since = [_since(data, t.column) for t in model.treatments]
+    none = np.zeros((0, data.n_subjects))
+    with jax.enable_x64(True):
+        return Inputs(
+            dose=jnp.asarray(first),
+            later_day=jnp.asarray(days),
+            later_dose=jnp.asarray(later),
+            since=jnp.asarray(np.stack(since) if since else none),
+            factor=jnp.ones((len(since), data.n_subjects)),
+            course={r.name: _course(data, r) for r in model.regressors},
+        )
+
+
+def ln_offset(assay: Assay, x: Inputs, t: Float[np.ndarray, "*t"]) -> Float[Array, "*t"]:
+    """What is added to the ln of the assay's output for ln of what it reads at ``t``; 0 without a conversion."""
+    if assay.conversion is None:
+        return jnp.zeros(np.shape(t))
+    wbc = x.course[assay.conversion.regressor](jnp.asarray(t))
+    return jnp.asarray(assay.conversion.ln_factor(np.asarray(wbc)))
+
+
+def _infusions(model: Model, data: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Viable CAR+ cells up to day 0, then days and cells of the later infusions (inf and 0 to fill up)."""
+    structure, rows = model.structure, data.doses()
+    if structure.uses_dose:
+        rows = rows.assign(AMT=_cells(rows, data))
+    later = rows[rows["TIME"] > 0]
+    if len(later) and not structure.repeatable:
+        who = listed(sorted(set(later["ID"]))[:_SHOWN])
+        warnings.warn(
+            f"{data.source}: {later['ID'].nunique()} patients have further infusions ({who}); {structure.name} takes "
+            "one: their cells count as infused on day 0, and a second expansion is not in the model.",
+            DataWarning,
+            stacklevel=4,
+        )
+        later = later[:0]
+    totals = rows[~rows.index.isin(later.index)].groupby("ID")["AMT"].sum()
+    recorded = set(rows["ID"])
+    first = np.array([float(totals.get(i, 0.0)) if i in recorded else np.nan for i in data.subjects])
+    if structure.uses_dose:
+        absent = [i for i, dose in zip(data.subjects, first, strict=True) if np.isnan(dose)]
+        _refuse(absent, data, f"no dose record, and {structure.name} needs one", "Add a row with EVID=1 and AMT.")
+    each = [later[later["ID"] == i] for i in data.subjects]
+    depth = max((len(e) for e in each), default=0)
+    days = [np.pad(e["TIME"].to_numpy(float), (0, depth - len(e)), constant_values=np.inf) for e in each]
+    cells = [np.pad(e["AMT"].to_numpy(float), (0, depth - len(e))) for e in each]
+    return first, np.stack(days, axis=1), np.stack(cells, axis=1)
+
+
+def _cells(rows: pd.DataFrame, data: Dataset) -> np.ndarray:
+    """AMT in viable CAR+ cells."""
+    unit = data.units.get("AMT", "cells")
+    if unit not in AMOUNTS:
+        raise DataError(f"{data.source}: AMT in {unit!r} cannot be read as a dose. Use {listed(AMOUNTS)}.")
+    amount = rows["AMT"].to_numpy(float)
+    if unit == "cells":
+        return amount
+    weight = dict(zip(data.subjects, per_patient(data, "WT"), strict=True))
+    kg = np.array([weight[i] for i in rows["ID"]])
+    _refuse(
+        [i for i, w in zip(rows["ID"], kg, strict=True) if not w > 0], data, "no weight", "AMT in cells/kg needs WT."
+    )
+    return amount * kg
+
+
+def per_patient(data: Dataset, column: str) -> Float[np.ndarray, " subject"]:
+    """A column's number for every patient, NaN where it is empty in all rows; one that changes is refused."""
+    rows = _column(data, column).dropna()
+    counts = rows.groupby("ID")["VALUE"].nunique()
+    changing = [str(i) for i in counts.index[counts > 1]]
+    _refuse(changing, data, f"{column} changes within a patient", "Give one value a patient.")
+    found = rows.groupby("ID")["VALUE"].first()
+    return np.array([float(found.get(i, np.nan)) for i in data.subjects])
+
+
+def _column(data: Dataset, column: str) -> pd.DataFrame:
+    """ID, TIME and number (VALUE) of a column of the table."""
+    if column not in data.table:
+        raise DataError(
+            f"{data.source}: the model reads column {column}, which is absent. Add it, empty where unknown."
+        )
+    texts = data.table[column].replace("", np.nan)
+    numbers = pd.to_numeric(texts, errors="coerce")
+    wrong = numbers.isna() & texts.notna()
+    if wrong.any():
+        raise DataError(f"{data.source}: column {column}: {texts[wrong].iloc[0]!r} is not a number.")
+    return pd.DataFrame({"ID": data.table["ID"], "TIME": data.table["TIME"], "VALUE": numbers.astype(float)})
+
+
+def _since(data: Dataset, column: str) -> np.ndarray:
+    days = per_patient(data, column)
+    return np.where(np.isnan(days), np.inf, days)
+
+
+def _course(data: Dataset, regressor: Regressor) -> Course:
+    rows = _column(data, regressor.column).dropna().sort_values("TIME", kind="stable")
+    each = [rows[rows["ID"] == i] for i in data.subjects]
+    absent = [i for i, e in zip(data.subjects, each, strict=True) if e.empty]
+    _refuse(absent, data, f"{regressor.column} is empty in all rows", f"The model needs {regressor.name}.")
+    depth = max(len(e) for e in each)
+
+    def stacked(name: str) -> Array:
+        columns = [e[name].to_numpy(float) for e in each]
+        return jnp.asarray(np.stack([np.pad(c, (0, depth - len(c)), mode="edge") for c in columns], axis=1))
+
+    return Course(stacked("TIME"), stacked("VALUE"), regressor.interpolation)
+
+
+def _refuse(patients: Sequence[str], data: Dataset, what: str, remedy: str) -> None:
+    if patients:
+        who = listed(sorted(set(patients))[:_SHOWN])
+        raise DataError(f"{data.source}: {what}: {len(set(patients))} patients ({who}). {remedy}")

@@ -1,0 +1,281 @@
+"""The parts of a model: parameters, priors, assays, treatments, covariates; frozen data, nothing computes."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from carkinetics.errors import ModelError
+from carkinetics.transforms import TRANSFORMS
+
+# Defaults that change a report, in one place.
+TYPICAL_PRIOR_SD = 1.0  # of a typical value on its transformed scale: a factor of e either way
+OMEGA_PRIOR_SD = 0.7  # of ln omega: a factor of 4 either way holds real data's Cmax (omega near 2.8)
+SIGMA_PRIOR_SD = 0.5  # of ln sigma
+
+# A number that nobody has published. One object, so that two models that lack the same number are equal.
+UNKNOWN = float("nan")
+
+Family = Literal["normal", "lognormal", "halfnormal"]
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A prior distribution, by name.
+
+    Attributes
+    ----------
+    family : {"normal", "lognormal", "halfnormal"}
+        ``normal(loc, scale)`` on a typical value's transformed scale; for omega and sigma
+        ``lognormal(ln median, scale)``, which keeps away from zero, or ``halfnormal(scale)``, which does not.
+    loc, scale : float
+        As above; ``loc`` is unused by ``halfnormal``.
+    """
+
+    family: Family
+    loc: float
+    scale: float
+
+    def __post_init__(self):
+        if self.family not in ("normal", "lognormal", "halfnormal"):
+            raise ModelError(f"prior family {self.family!r}: choose normal, lognormal or halfnormal.")
+        if not (np.isfinite(self.loc) and np.isfinite(self.scale) and self.scale > 0):
+            raise ModelError(
+                f"prior {self.family}({self.loc:g}, {self.scale:g}): the scale must be finite and above 0."
+            )
+
+    def __str__(self) -> str:
+        if self.family == "halfnormal":
+            return f"HalfNormal({self.scale:.3g})"
+        if self.family == "lognormal":
+            return f"LogNormal(ln {np.exp(self.loc):.3g}, {self.scale:.3g})"
+        return f"Normal({self.loc:.3g}, {self.scale:.3g})"
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the structure, in the population.
+
+    Attributes
+    ----------
+    name : str
+    value : float
+        Typical value, natural scale; ``UNKNOWN`` (NaN) if nobody has published it.
+    unit : str
+    transform : {"log", "logit", "identity"}
+        The scale on which individual values are normal around the typical value.
+    iiv : float
+        Between-patient SD (omega) on the transformed scale; 0 for none, NaN if it is not known.
+    fixed : bool
+        The typical value is known, not estimated.
+    prior, prior_omega : Prior
+        On the transformed typical value and on omega.
+    label, source, confidence : str
+    """
+
+    name: str
+    value: float
+    unit: str
+    transform: str
+    iiv: float
+    fixed: bool
+    prior: Prior
+    prior_omega: Prior
+    label: str = ""
+    source: str = ""
+    confidence: str = ""
+
+    @property
+    def theta(self) -> float:
+        """Typical value on the transformed scale."""
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return float(TRANSFORMS[self.transform].forward(self.value))
+
+
+@dataclass(frozen=True)
+class Assay:
+    """One assay in one matrix.
+
+    Attributes
+    ----------
+    name : str
+        The table's ``DVID``.
+    output : str
+        The structure's output that it measures.
+    matrix : str
+        ``PB`` blood, ``BM`` marrow, ``LN`` lymph node.
+    unit : str
+    error : {"lognormal"}
+        Residual: normal with SD ``sigma`` on the natural-log scale.
+    sigma : float
+        NaN if it is not known.
+    prior : Prior
+        On sigma.
+    lloq : float or None
+        Lower limit of quantification, in ``unit``.
+    conversion : Conversion or None
+        If the output is in cells per uL and the assay in copies per ug.
+    """
+
+    name: str
+    output: str
+    matrix: str
+    unit: str
+    error: str
+    sigma: float
+    prior: Prior
+    lloq: float | None = None
+    label: str = ""
+    source: str = ""
+    confidence: str = ""
+    conversion: "Conversion | None" = None
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """From CAR-T cells per uL of blood to copies per ug of DNA: ``cells vcn / (pg_per_cell 1e-6 WBC)``.
+
+    Attributes
+    ----------
+    regressor : str
+        The model's regressor that is the white blood count (cells/uL).
+    vcn : float
+        Vector copies per CAR+ cell.
+    pg_per_cell : float
+        DNA per cell, pg.
+    """
+
+    regressor: str
+    vcn: float
+    pg_per_cell: float
+
+    def ln_factor(self, wbc):
+        """What is added to ln cells/uL for ln copies/ug, at this white blood count (cells/uL)."""
+        return np.log(self.vcn / (self.pg_per_cell * 1e-6)) - np.log(wbc)
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """A drug that acts on the growth of CAR-T cells from its first dose on.
+
+    Attributes
+    ----------
+    name, column : str
+        ``column`` of the table has the day of its first dose, the same in all rows of a patient; empty for never.
+    factor : Parameter
+        What it multiplies the growth rate by; one more parameter of the model.
+    """
+
+    name: str
+    column: str
+    factor: Parameter
+
+
+@dataclass(frozen=True)
+class Regressor:
+    """Something measured over time that is not modelled and that the model reads: a column of the table.
+
+    Attributes
+    ----------
+    interpolation : {"locf", "nocb", "linear"}
+        Between measurements: last carried forward, next carried backward, or linear.
+    typical : float
+        Of the typical patient, at all times.
+    """
+
+    name: str
+    column: str
+    unit: str
+    interpolation: str
+    typical: float
+
+
+@dataclass(frozen=True)
+class Covariate:
+    """A baseline covariate's effect on a typical value.
+
+    Attributes
+    ----------
+    column, on : str
+        The table's column; the parameter.
+    form : {"power", "exponential", "linear"}
+        The typical value is multiplied by ``(x / center) ** value``, ``exp(value (x - center))`` or
+        ``1 + value (x - center)``.
+    center : float
+        Covariate of the typical patient.
+    value : float
+        The effect.
+    """
+
+    column: str
+    on: str
+    form: str
+    center: float
+    value: float
+    source: str = ""
+    confidence: str = ""
+
+    def ln_factor(self, x):
+        """Natural log of what a typical value is multiplied by at a covariate of ``x``."""
+        if self.form == "power":
+            return self.value * np.log(np.asarray(x, float) / self.center)
+        step = self.value * (np.asarray(x, float) - self.center)
+        return step if self.form == "exponential" else np.log1p(step)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A second class of patients, in which one typical value is another.
+
+    Attributes
+    ----------
+    on : str
+        The parameter.
+    value : float
+        Its typical value in the second class.
+    probability : float
+        Of a patient to be of the second class.
+    label : str
+        What the second class is called.
+    """
+
+    on: str
+    value: float
+    probability: float
+    label: str
+    source: str = ""
+    confidence: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """A fact of the paper that the typical patient must reproduce within ``rel_tol``.
+
+    ``output`` is the structure's first unless named; ``where`` are typical values changed for it.
+    """
+
+    quantity: str
+    expected: float
+    rel_tol: float
+    time: float | None = None
+    unit: str = ""
+    source: str = ""
+    output: str = ""
+    where: tuple[tuple[str, float], ...] = ()
+
+
+def iiv_cv_pct(omega):
+    """Coefficient of variation (%) of a log-normal with log-scale SD ``omega``."""
+    return 100 * np.sqrt(np.expm1(np.square(omega)))
+
+
+def nearest_or_raise(name: str, known: Iterable[str], what: str, where: str) -> str:
+    """``name`` if it is known, else a :class:`ModelError` with the nearest match."""
+    known = list(known)
+    if name in known:
+        return name
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ModelError(f"{where}: unknown {what} {name!r}.{hint} Known: {', '.join(known)}.")

@@ -1,0 +1,184 @@
+"""The data as the density reads them: arrays that enter the compiled program, and the static facts that shape it."""
+
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from carkinetics import solvers
+from carkinetics.dataset import Dataset
+from carkinetics.errors import ModelError
+from carkinetics.inputs import inputs_of, ln_offset
+from carkinetics.model import Model
+from carkinetics.solvers import Grid
+from carkinetics.structure import Inputs
+
+# Rows of a kind are filled up to a multiple of this: data with a few more or fewer of them need no other program.
+_BUCKET = 32
+# A grid of subject x time holds more cells than there are samples; beyond this ratio it is laid out flat.
+_MAX_PADDING = 4
+
+
+class Rows(NamedTuple):
+    """How many rows of each kind there are, filled up; they stand in this order."""
+
+    quantified: int
+    below: int
+    above: int
+    between: int
+
+
+class Observations(eqx.Module):
+    """The data as arrays that enter the compiled density, and the static facts that shape it.
+
+    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset. Those that fill a
+    kind up belong to no subject and no assay: sums by either leave them out.
+
+    Attributes
+    ----------
+    grid : Grid
+        Times on which curves are solved (day); a patient's last time is repeated to fill its column.
+    cell : Int[" obs"]
+        Where in the flattened grid each row stands.
+    subject, assay : Int[" obs"]
+    ln_dv : Float[" obs"]
+        Natural log of the value, or of the limit; for an interval its upper end.
+    ln_limit : Float[" obs"]
+        Lower end of an interval; equal to ``ln_dv`` elsewhere.
+    offset : Float[" obs"]
+        From the ln of the output to the ln of what the assay reads; 0 without a conversion.
+    inputs : Inputs
+        Of every patient.
+    rows : Rows
+    n_subjects : int
+    order : tuple of int
+        Position of each row in the dataset's order.
+    """
+
+    grid: Grid
+    cell: Int[Array, " obs"]
+    subject: Int[Array, " obs"]
+    assay: Int[Array, " obs"]
+    ln_dv: Float[Array, " obs"]
+    ln_limit: Float[Array, " obs"]
+    offset: Float[Array, " obs"]
+    inputs: Inputs
+    rows: Rows = eqx.field(static=True)
+    flat: bool = eqx.field(static=True)
+
+    @property
+    def n_subjects(self) -> int:
+        return self.inputs.dose.shape[0]
+
+    @property
+    def n_obs(self) -> int:
+        return self.cell.shape[0]
+
+
+def row_positions(data: Dataset) -> Int[np.ndarray, " row"]:
+    """Where each row of the dataset stands among those that the density reads."""
+    kind, rows = _kind(data), _rows(data)
+    positions = np.empty(len(kind), int)
+    for k, begin in enumerate(np.cumsum(rows) - rows):
+        here = np.flatnonzero(kind == k)
+        positions[here] = begin + np.arange(len(here))
+    return positions
+
+
+def _rows(data: Dataset) -> Rows:
+    return Rows(*(-(-int(np.sum(_kind(data) == k)) // _BUCKET) * _BUCKET for k in range(4)))
+
+
+def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
+    """The arrays of ``data`` as ``model`` reads them; ``refine`` divides the solver's steps.
+
+    Raises
+    ------
+    ModelError
+        An assay of the table is not an assay of the model.
+    """
+    model.refuse_unknown("a fit")
+    if model.covariates or model.mixture:
+        raise ModelError(
+            f"{model.name}: covariates and classes of patients can be simulated and not yet fitted. Fit "
+            "model.without_covariates().without_mixture()."
+        )
+    if not any(p.iiv for p in model.parameters):
+        raise ModelError(f"{model.name}: no parameter varies between patients; give at least one an omega.")
+    known = [a.name for a in model.assays]
+    unknown = [a for a in data.assays if a not in known]
+    if unknown:
+        raise ModelError(
+            f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
+            "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
+        )
+    rows, positions, n = _rows(data), row_positions(data), len(data.subjects)
+
+    def filled(values, rest):
+        found = np.full(sum(rows), rest)
+        found[positions] = values
+        return found
+
+    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
+    with np.errstate(invalid="ignore"):
+        ln_dv, ln_limit = np.log(data.dv), np.log(data.limit)
+    # LIMIT is the other end of an interval, whichever way the row is censored.
+    ln_limit = np.where(_kind(data) == 3, ln_limit, ln_dv)
+    upper, lower = filled(np.maximum(ln_dv, ln_limit), 0.0), filled(np.minimum(ln_dv, ln_limit), -1.0)
+    flat, times, cell = _grid(data.subject, data.time, n, model.structure.closed_form)
+    if flat:
+        times, cell = filled(data.time, 1.0)[None, :], np.arange(sum(rows))
+    else:
+        cell = filled(cell, 0)
+    inputs = inputs_of(model, data)
+    offset = filled(_offsets(model, data, assay, inputs), 0.0)
+    at = of_subjects(inputs, filled(data.subject, 0)) if flat else inputs
+    arrays = (cell, filled(data.subject, n), filled(assay, len(known)), upper, lower, offset)
+    with jax.enable_x64(True):
+        cell, subject, assay, ln_dv, ln_limit, offset = (jnp.asarray(x) for x in arrays)
+    return Observations(
+        grid=solvers.make_grid(model.structure, times, at, refine=refine),
+        cell=cell,
+        subject=subject,
+        assay=assay,
+        ln_dv=ln_dv,
+        ln_limit=ln_limit,
+        offset=offset,
+        inputs=inputs,
+        rows=rows,
+        flat=flat,
+    )
+
+
+def _kind(data: Dataset) -> Int[np.ndarray, " obs"]:
+    return np.select([data.cens == 0, np.isfinite(data.limit), data.cens == 1], [0, 3, 1], default=2)
+
+
+def _grid(subject, time, n_subjects: int, may_be_flat: bool):
+    """Distinct times of every patient side by side, and the cell of every row in it."""
+    distinct = [np.unique(time[subject == i]) for i in range(n_subjects)]
+    depth = max((len(t) for t in distinct), default=0)
+    if may_be_flat and depth * n_subjects > _MAX_PADDING * len(time):
+        # One patient with thousands of rows would make everybody's column that deep.
+        return True, time, np.arange(len(time))
+    grid = np.stack([np.pad(t, (0, depth - len(t)), mode="edge") if len(t) else np.ones(depth) for t in distinct], 1)
+    row = np.array([np.searchsorted(distinct[i], t) for i, t in zip(subject, time, strict=True)], dtype=int)
+    return False, grid, row * n_subjects + subject
+
+
+def _offsets(model: Model, data: Dataset, assay, inputs: Inputs) -> Float[np.ndarray, " row"]:
+    """What is added to the ln of the output of every row of the table."""
+    found = np.zeros(len(data.time))
+    for k, a in enumerate(model.assays):
+        here = assay == k
+        with jax.enable_x64(True):
+            found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
+    return found
+
+
+def of_subjects(inputs: Inputs, subject: Int[Any, " n"]) -> Inputs:
+    """The inputs of these patients, one after the other."""
+    return jax.tree.map(lambda a: a[..., subject], inputs)

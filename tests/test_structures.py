@@ -1,0 +1,241 @@
+"""Every structure, at every published population: finite, differentiable, and solved as accurately as promised."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import solve_ivp
+
+from carkinetics import solvers
+from carkinetics.population import as_arguments
+from carkinetics.structure import inputs
+from carkinetics.structures import STRUCTURES
+from populations import CORNERS, POPULATIONS
+
+TIMES = np.array([0, 1, 3, 5, 7, 9, 11, 14, 17, 21, 28, 42, 56, 84, 112, 140, 168, 365.0])
+FAST, ACCURATE = 2e-3, 1e-5  # relative error of every output
+# An output that has fallen this far below its own largest value is compared on that scale: nobody measures it.
+FLOOR = 1e-12
+
+each = pytest.mark.parametrize("population", POPULATIONS, ids=[p.label for p in POPULATIONS])
+corners = pytest.mark.parametrize(
+    ("population", "changed"),
+    [
+        pytest.param(p, changed, id=f"{p.label}-{label}")
+        for p in POPULATIONS
+        for label, changed in CORNERS.get(p.structure.name, {}).items()
+    ],
+)
+
+
+def curves(population, values, x, *, times=TIMES, refine=1):
+    """Natural log of every output, ``(time, patient)``, by the solver that a fit uses."""
+    n = values.shape[1]
+    grid = solvers.make_grid(population.structure, np.repeat(times[:, None], n, 1), x, refine=refine)
+    p, x = as_arguments(population.structure, jnp.asarray(values), x)
+    return solvers.curves(population.structure, grid, p, x)
+
+
+def total_and_gradient(population, values, x, times=TIMES):
+    """The sum of all outputs' logs, by patient, and its gradient in the logs of all parameters."""
+
+    grid = solvers.make_grid(population.structure, np.repeat(times[:, None], values.shape[1], 1), x)
+
+    def total(ln_scale):
+        p, of = as_arguments(population.structure, jnp.asarray(values) * jnp.exp(ln_scale), x)
+        found = solvers.curves(population.structure, grid, p, of)
+        return sum(v.sum() for v in found.values()), found
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(jnp.zeros_like(jnp.asarray(values)))
+    return {k: np.asarray(v) for k, v in found.items()}, np.asarray(gradient)
+
+
+def test_every_structure_has_a_population_and_corners():
+    """If it fails, a structure is in the library and none of the tests below sees it."""
+    assert {p.structure.name for p in POPULATIONS} == set(STRUCTURES) == set(CORNERS)
+    assert all(CORNERS.values())
+
+
+@pytest.mark.parametrize("name", sorted(STRUCTURES))
+def test_structures_are_described(name):
+    """If it fails, `carkinetics models NAME` has no equations or no source to show."""
+    structure = STRUCTURES[name]
+    assert structure.name == name
+    assert "References" in type(structure).__doc__
+    assert "doi:" in type(structure).__doc__
+    assert structure.outputs[0] == "level"
+
+
+@each
+def test_finite_at_the_typical_values_and_over_the_population(population):
+    """If it fails, a fit or a simulation of this model meets NaN where the paper's own patients are."""
+    n = 1000
+    with jax.enable_x64(True):
+        for values, x in (
+            (population.values(), population.inputs()),
+            (population.values(n), population.inputs(n)),
+        ):
+            found, gradient = total_and_gradient(population, values, x)
+            for name, ln in found.items():
+                assert np.isfinite(ln).all(), (name, np.argwhere(~np.isfinite(ln))[:3])
+            assert np.isfinite(gradient).all(), [
+                population.names[k] for k in np.unique(np.argwhere(~np.isfinite(gradient))[:, 0])
+            ]
+
+
+@corners
+def test_finite_in_the_corners(population, changed):
+    """If it fails, a chain that visits this corner is stopped there."""
+    with jax.enable_x64(True):
+        found, gradient = total_and_gradient(population, population.values(**changed), population.inputs())
+        for name, ln in found.items():
+            assert np.isfinite(ln).all(), name
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize(
+    "population",
+    [p for p in POPULATIONS if p.structure.uses_dose],
+    ids=[p.label for p in POPULATIONS if p.structure.uses_dose],
+)
+def test_without_a_dose_there_are_no_cells(population):
+    """If it fails, cells come from nowhere, or a dose of 0 breaks the curve."""
+    with jax.enable_x64(True):
+        x = population.inputs(dose=0.0)
+        found = curves(population, population.values(), x)
+        assert not np.isnan(found["level"]).any()
+        least = np.exp(np.asarray(curves(population, population.values(), population.inputs())["level"])).max()
+        assert (np.exp(np.asarray(found["level"])) <= 1e-9 * least).all()
+
+
+def _between(rhs, low, high, t, y):
+    return np.asarray(rhs(np.clip(t, low, high), y))
+
+
+def by_scipy(population, values, x, times=TIMES):
+    """The natural states at ``times`` of one patient, by DOP853 or Radau at 1e-12, from breakpoint to breakpoint."""
+    structure = population.structure
+    p, x = as_arguments(structure, jnp.asarray(values[:, 0]), jax.tree.map(lambda a: a[..., 0], x))
+    start, back = jax.flatten_util.ravel_pytree(structure.initial(p, x))
+    rhs = jax.jit(lambda t, y: jax.flatten_util.ravel_pytree(structure.rhs(t, back(y), p, x))[0])
+    jac = jax.jit(jax.jacfwd(rhs, argnums=1))
+    stops = sorted({0.0, *(float(b) for b in structure.breakpoints(p, x) if 0 < b < times[-1]), times[-1]})
+    y, found = np.asarray(start), {0.0: np.asarray(start)}
+    scale = np.maximum(np.abs(y), 1e-9)
+    options: dict = {"rtol": 1e-12, "atol": 1e-14 * scale, "method": "DOP853"}
+    if structure.stiff:
+        options |= {"method": "Radau", "jac": lambda t, y: np.asarray(jac(t, y))}
+    for begin, end in itertools.pairwise(stops):
+        inside = 1e-12 * (end - begin)  # a rate that jumps at an end belongs to one side
+        wanted = np.append(times[(times > begin) & (times < end)], end)
+        rate = partial(_between, rhs, begin + inside, end - inside)
+        run = solve_ivp(rate, (begin, end), y, t_eval=wanted, **options)
+        assert run.success, run.message
+        found |= dict(zip(wanted, run.y.T, strict=True))
+        y = run.y[:, -1]
+    states = jax.vmap(back)(jnp.asarray(np.stack([found[t] for t in times])))
+    return {k: np.asarray(v) for k, v in jax.vmap(lambda y: structure.output(y, p))(states).items()}
+
+
+def relative_error(ours, exact):
+    """The largest relative error of every output; below its floor, on the floor's scale."""
+    errors = {}
+    for name, ln in exact.items():
+        level, found = np.exp(ln), np.exp(np.asarray(ours[name]).reshape(ln.shape))
+        errors[name] = float(np.max(np.abs(found - level) / np.maximum(level, FLOOR * level.max())))
+    return errors
+
+
+@each
+def test_solvers_agree(population):
+    """If it fails, the fixed grid is coarser than promised at the published values, or the reference is not one."""
+    with jax.enable_x64(True):
+        values, x = population.values(), population.inputs()
+        p, one = as_arguments(population.structure, jnp.asarray(values[:, 0]), jax.tree.map(lambda a: a[..., 0], x))
+        exact = solvers.reference_curve(population.structure, jnp.asarray(TIMES), p, one, tol=1e-10)
+        exact = {k: np.asarray(v) for k, v in exact.items()}
+        scipys = by_scipy(population, values, x)
+        fast = curves(population, values, x)
+        accurate = curves(population, values, x, refine=solvers.ACCURATE)
+    for name, error in relative_error(scipys, exact).items():
+        assert error <= 1e-6, ("the two references", name, error)
+    for name, error in relative_error(accurate, exact).items():
+        assert error <= ACCURATE, ("accurate", name, error)
+    for name, error in relative_error(fast, exact).items():
+        assert error <= FAST, ("fast", name, error)
+
+
+@each
+def test_coordinates_change_nothing_but_the_coordinates(population):
+    """If it fails, the solver steps another ODE than the one that is written down."""
+    structure = population.structure
+    with jax.enable_x64(True):
+        values = population.values(20, seed=3)
+        p, x = as_arguments(structure, jnp.asarray(values), population.inputs(20))
+        y = structure.initial(p, x)
+        y = jax.tree.map(lambda v: jnp.broadcast_to(v, 20) * jnp.linspace(0.3, 3.0, 20) + 1e-3, y)
+        u = structure.to_coordinates(y, p)
+        back, rate = jax.jvp(
+            lambda u: structure.from_coordinates(u, p), (u,), (solvers._rate(structure, p, x)(jnp.array(2.5), u),)
+        )
+        for a, b in zip(jax.tree.leaves(back), jax.tree.leaves(y), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9)
+        natural = structure.rhs(jnp.array(2.5), y, p, x)
+        for a, b in zip(jax.tree.leaves(rate), jax.tree.leaves(natural), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(jnp.abs(b).max()))
+
+
+TREATABLE = [p for p in POPULATIONS if p.structure.treatable]
+
+
+@pytest.mark.parametrize("population", TREATABLE, ids=[p.label for p in TREATABLE])
+def test_treatments_act_on_growth_from_their_day_on(population):
+    """If it fails, tocilizumab acts before it is given, or not at all, or a factor of 1 does something."""
+    times = np.linspace(0.0, 20.0, 41)
+    with jax.enable_x64(True):
+
+        def treated(*given):
+            x = population.inputs()
+            since = jnp.array([[day] for day, _ in given])
+            x = inputs(x.dose, course=x.course, since=since, factor=jnp.zeros_like(since))
+            values = np.concatenate([population.values(), [[f] for _, f in given]])
+            return np.asarray(curves(population, values, x, times=times, refine=8)["level"])[:, 0]
+
+        plain = np.asarray(curves(population, population.values(), population.inputs(), times=times, refine=8)["level"])
+        plain = plain[:, 0]
+        np.testing.assert_allclose(treated((3.0, 1.0), (5.0, 1.0)), plain, atol=2e-5)
+        np.testing.assert_allclose(treated((np.inf, 3.0), (np.inf, 0.1)), plain, atol=2e-5)
+        slower = treated((3.0, 0.5), (np.inf, 2.0))
+        np.testing.assert_allclose(slower[times <= 3], plain[times <= 3], atol=2e-5)
+        assert slower[times == 6.0] < plain[times == 6.0] - 0.01
+        # Two that undo each other: from the second on, growth is as it was without any.
+        both = treated((3.0, 0.5), (3.0, 2.0))
+        np.testing.assert_allclose(both, plain, atol=2e-5)
+
+
+REPEATABLE = [p for p in POPULATIONS if p.structure.repeatable]
+
+
+@pytest.mark.parametrize("population", REPEATABLE, ids=[p.label for p in REPEATABLE])
+def test_a_dose_split_within_seconds_is_one_dose(population):
+    """If it fails, later infusions are lost, counted twice, or put into another state than the first."""
+    times = np.array([0.0, 1.0, 5.0, 10.0, 30.0])
+    with jax.enable_x64(True):
+        x, values = population.inputs(), population.values()
+        half, soon = x.dose / 2, jnp.array([[1e-6]])
+        split = inputs(half, course=x.course, later_day=soon, later_dose=half[None])
+        lost = inputs(half, course=x.course, later_day=soon + 100, later_dose=half[None])
+        whole = curves(population, values, x, times=times, refine=8)["level"]
+        two = curves(population, values, split, times=times, refine=8)["level"]
+        one = curves(population, values, lost, times=times, refine=8)["level"]
+        np.testing.assert_allclose(two[1:], whole[1:], atol=1e-4)
+        assert np.abs(np.asarray(one - whole)[1]).max() > 0.01
+        # The reference goes from infusion to infusion, too.
+        late = inputs(half, course=x.course, later_day=jnp.array([[6.3]]), later_dose=half[None])
+        ours = curves(population, values, late, times=times, refine=solvers.ACCURATE)["level"]
+        p, single = as_arguments(
+            population.structure, jnp.asarray(values[:, 0]), jax.tree.map(lambda a: a[..., 0], late)
+        )
+        exact = solvers.reference_curve(population.structure, jnp.asarray(times), p, single)["level"]
+        np.testing.assert_allclose(ours[:, 0], exact, atol=ACCURATE)
