@@ -1,5 +1,8 @@
 """Every structure, at every published population: finite, differentiable, and solved as accurately as promised."""
 
+import itertools
+from functools import partial
+
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
