@@ -19,6 +19,7 @@ import numpy as np
 
 from bench_fit import save
 from carkinetics import solvers
+from carkinetics.cohort import Cohort
 from carkinetics.dataset import Dataset, read_dataset
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
@@ -27,7 +28,7 @@ from carkinetics.model import Model
 from carkinetics.model_files import parse_model
 from carkinetics.observations import make_observations
 from carkinetics.population import log_joint, make_layout
-from carkinetics.simulation import Cohort, simulate
+from carkinetics.simulation import simulate
 
 DAYS = (1, 4, 7, 11, 14, 17, 21, 28, 42, 56, 84, 112, 140, 168)
 # Value, between-patient SD, and prior SD of the typical value (logs). The antigen is not measured: what drives

@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 
 from calibration import ecdf_band, leaves, ranks, thinned
+from carkinetics.cohort import Cohort
 from carkinetics.dataset import read_dataset
 from carkinetics.errors import DataWarning
 from carkinetics.fit_result import population_draws
@@ -15,7 +16,7 @@ from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
-from carkinetics.simulation import Cohort, simulate
+from carkinetics.simulation import simulate
 from quadrature import ln_shape
 
 REPLICATIONS = 200

@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 from scipy.special import log_ndtr
 
+from carkinetics.cohort import Cohort
 from carkinetics.dataset import read_dataset
 from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import transport
@@ -20,7 +21,7 @@ from carkinetics.model_files import load_model
 from carkinetics.model_parts import Assay, Prior
 from carkinetics.observations import make_observations
 from carkinetics.population import make_layout, split_phi
-from carkinetics.simulation import Cohort, simulate
+from carkinetics.simulation import simulate
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
 FLOW = Assay("flow", "level", "PB", "copies/ug", "lognormal", 0.9, Prior("lognormal", np.log(0.9), 0.4))

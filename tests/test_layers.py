@@ -19,7 +19,7 @@ LAYERS = (
     "structures structures.*",
     "model_parts model model_files tables findings values checks dataset inputs",
     "observation observations population",
-    "inference inference.* fit_tree fit_result fit_file fitting simulation stress model_checks",
+    "inference inference.* fit_tree fit_result fit_file fitting cohort simulation stress model_checks",
     "diagnostics",
     "plots outputs",
     "demo config cli __main__",

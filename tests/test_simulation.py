@@ -7,11 +7,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from carkinetics.cohort import Cohort
 from carkinetics.dataset import read_dataset
 from carkinetics.errors import CarkineticsError, ModelError
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Assay, Prior
-from carkinetics.simulation import Cohort, simulate, truth_of
+from carkinetics.simulation import simulate, truth_of
 
 MODEL = load_model("stein_2019_tisagenlecleucel")
 UNLIMITED = dataclasses.replace(MODEL, assays=(dataclasses.replace(MODEL.assays[0], lloq=None),))

@@ -11,7 +11,7 @@ _HOME = {
     "Assay": "model_parts",
     "CarkineticsError": "errors",
     "Check": "fit_result",
-    "Cohort": "simulation",
+    "Cohort": "cohort",
     "DataError": "errors",
     "DataWarning": "errors",
     "Dataset": "dataset",
@@ -40,6 +40,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from carkinetics import plots as plots
+    from carkinetics.cohort import Cohort as Cohort
     from carkinetics.dataset import Dataset as Dataset
     from carkinetics.dataset import ReadOptions as ReadOptions
     from carkinetics.dataset import read_dataset as read_dataset
@@ -62,7 +63,6 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Assay as Assay
     from carkinetics.model_parts import Parameter as Parameter
     from carkinetics.model_parts import Prior as Prior
-    from carkinetics.simulation import Cohort as Cohort
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
     from carkinetics.stress import StressTest as StressTest

@@ -2,11 +2,12 @@
 
 import pandas as pd
 
+from carkinetics.cohort import Cohort
 from carkinetics.dataset import Dataset, read_dataset
 from carkinetics.fit_result import Fit
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import iiv_cv_pct
-from carkinetics.simulation import Cohort, Simulation, simulate
+from carkinetics.simulation import Simulation, simulate
 
 MODEL = "stein_2019_tisagenlecleucel"
 # 24 weeks, dense around the peak: what a phase 1 trial of one infusion can do with outpatients.

@@ -48,7 +48,7 @@ def inputs_of(model: Model, data: Dataset) -> Inputs:
         )
 
 
-def ln_offset(assay: Assay, x: Inputs, t: Float[np.ndarray, "*t"]) -> Float[Array, "*t"]:
+def ln_offset(assay: Assay, x: Inputs, t: Float[np.ndarray, "*t"]) -> Float[Array, "..."]:
     """What is added to the ln of the assay's output for ln of what it reads at ``t``; 0 without a conversion."""
     if assay.conversion is None:
         return jnp.zeros(np.shape(t))

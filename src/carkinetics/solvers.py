@@ -75,28 +75,38 @@ def make_grid(
         if structure.closed_form or structure.stiff:
             return Grid(jnp.asarray(time, float))
         time = np.asarray(time, float)
-        known = np.asarray(_known_times(x), float).reshape(-1, time.shape[1])
-        columns = [
-            _ends(column, extra, refine * structure.refine) for column, extra in zip(time.T, known.T, strict=True)
-        ]
+        known = np.concatenate([np.asarray(known, float) for known in _known_times(x)])
+        # Most patients of a study share their schedule: each schedule is laid out once.
+        stops = np.concatenate([time, known])
+        if (stops == stops[:, :1]).all():
+            schedules, whose = stops[:, :1], np.zeros(stops.shape[1], int)
+        else:
+            schedules, whose = np.unique(stops, axis=1, return_inverse=True)
+        finer, n = refine * structure.refine, len(time)
+        columns = [_ends(column[:n], column[n:], finer) for column in schedules.T]
         depth = max(len(c) for c in columns)
         ends = np.stack([np.pad(c, (0, depth - len(c)), mode="edge") for c in columns], axis=1)
-        at = np.stack([np.searchsorted(c, t) for c, t in zip(columns, time.T, strict=True)], axis=1)
-        added = _added(columns, depth, x) if structure.repeatable and len(x.later_day) else None
+        at = np.stack([np.searchsorted(c, t) for c, t in zip(columns, schedules[:n].T, strict=True)], axis=1)
+        ends, at = ends[:, whose], at[:, whose]
+        added = _added(ends, x) if structure.repeatable and len(x.later_day) else None
         return Grid(jnp.asarray(time), jnp.asarray(ends), jnp.asarray(at), added)
 
 
-def _known_times(x: Inputs) -> Float[Array, "known *n"]:
+def one_schedule(x: Inputs) -> bool:
+    """Whether one grid serves all patients with the same sampling days: nothing else happens at times of their own."""
+    return not len(x.later_day) and all((t == t[:, :1]).all() for t in map(np.asarray, _known_times(x)))
+
+
+def _known_times(x: Inputs) -> list[Float[Any, "_ *n"]]:
     """Times (day) at which something happens to a patient that is not a matter of parameters."""
-    return jnp.concatenate([x.later_day, x.since, *(course.time for course in x.course.values())])
+    return [x.later_day, x.since, *(course.time for course in x.course.values())]
 
 
-def _added(columns: list[np.ndarray], depth: int, x: Inputs) -> Float[Array, "step subject"]:
-    added = np.zeros((depth, len(columns)))
-    for i, column in enumerate(columns):
-        for day, dose in zip(np.asarray(x.later_day)[:, i], np.asarray(x.later_dose)[:, i], strict=True):
-            if day <= column[-1]:  # later ones are seen by no sample
-                added[np.searchsorted(column, day), i] += dose
+def _added(ends: Float[np.ndarray, "step subject"], x: Inputs) -> Float[Array, "step subject"]:
+    """Cells infused at the end of every step; infusions after the last sample are seen by nobody."""
+    added, who = np.zeros(ends.shape), np.arange(ends.shape[1])
+    for day, dose in zip(np.asarray(x.later_day), np.asarray(x.later_dose), strict=True):
+        np.add.at(added, (np.argmax(ends >= day, axis=0), who), np.where(day <= ends[-1], dose, 0.0))
     return jnp.asarray(added)
 
 
@@ -229,7 +239,7 @@ def reference_solve(
 
 def _adaptive(structure: AbstractStructure, time, p, x: Inputs, *, solver: Any, tol: float, max_steps: int = MAX_STEPS):
     """One patient by an adaptive solver, from infusion to infusion."""
-    jumps = [*structure.breakpoints(p, x), *_known_times(x)]
+    jumps = [*structure.breakpoints(p, x), *jnp.concatenate(_known_times(x))]
     controller = diffrax.PIDController(rtol=tol, atol=tol * 1e-3)
     if jumps:
         within = jnp.clip(jnp.stack(jumps), -1.0, time[-1] + 1.0)
