@@ -219,6 +219,23 @@ class Fit:
 
         return write_fit(self, Path(path))
 
+    def to_model(self, path: str | os.PathLike[str] | None = None, *, name: str | None = None) -> Model:
+        """The model whose priors are this posterior: for the next trial, and for simulating.
+
+        Typical values (transformed), ln omegas and ln sigmas get the posterior's means, SDs and correlations: a
+        Gaussian on the sampler's scale. Values are the exponentials (logistic of logit) of those means.
+
+        Parameters
+        ----------
+        path : str or Path, optional
+            Also write it as a model file; ``name`` is then the file's name unless given.
+        """
+        from carkinetics.posterior_model import posterior_model, write_model
+
+        file = None if path is None else Path(path)
+        model = posterior_model(self, name or (file.stem if file is not None else f"{self.model.name}_posterior"))
+        return model if file is None else write_model(model, file)
+
 
 def _counted(name: str, attributes: dict, of: str) -> dict[str, float | str]:
     """How many failures were counted, and in which patients, as ``patient V07 (3 of 8)``."""

@@ -4,7 +4,7 @@ Model files become a :class:`Model` in :mod:`carkinetics.model_files`, and :mod:
 into a density.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,6 +20,7 @@ from carkinetics.model_parts import (
     Mixture,
     Parameter,
     Prior,
+    PriorCorrelation,
     Regressor,
     Treatment,
     iiv_cv_pct,
@@ -41,6 +42,9 @@ class Model:
         Those that act; see :meth:`with_treatments`.
     known_treatments : tuple of Treatment
         Those of the model file, acting or not.
+    prior_correlation : PriorCorrelation or None
+        Where a posterior became the prior, see :meth:`carkinetics.Fit.to_model`; a prior that is replaced loses its
+        correlations.
     typical_dose : float
         Dose of the typical patient, viable CAR+ cells; NaN where the structure does not need it.
     """
@@ -55,6 +59,7 @@ class Model:
     regressors: tuple[Regressor, ...] = ()
     covariates: tuple[Covariate, ...] = ()
     mixture: Mixture | None = None
+    prior_correlation: PriorCorrelation | None = None
     typical_dose: float = UNKNOWN
     label: str = ""
     reference: str = ""
@@ -91,12 +96,21 @@ class Model:
                 if prior.family != "normal":
                     raise ModelError(f"prior of {key}: a typical value takes a normal prior on its transformed scale.")
                 parameters[self._known(key)] = replace(parameters[self._known(key)], prior=prior)
-        return replace(self, parameters=tuple(parameters.values()), assays=tuple(assays.values()))
+        return replace(
+            self,
+            parameters=tuple(parameters.values()),
+            assays=tuple(assays.values()),
+            prior_correlation=self._correlations_without(priors),
+        )
 
     def with_assay(self, assay: Assay) -> "Model":
         """A model with one more assay, or with the assay of that name replaced."""
         nearest_or_raise(assay.output, self.structure.outputs, "output", self.structure.name)
-        return replace(self, assays=(*(a for a in self.assays if a.name != assay.name), assay))
+        return replace(
+            self,
+            assays=(*(a for a in self.assays if a.name != assay.name), assay),
+            prior_correlation=self._correlations_without([f"sigma.{assay.name}"]),
+        )
 
     def with_values(self, values: Mapping[str, float]) -> "Model":
         """A model with other numbers; priors move with them.
@@ -122,7 +136,18 @@ class Model:
                 if not np.isfinite(changed.theta):
                     raise ModelError(f"{key} = {value:g} must be {TRANSFORMS[changed.transform].domain}.")
                 parameters[key] = replace(changed, prior=replace(changed.prior, loc=changed.theta))
-        return replace(self, parameters=tuple(parameters.values()), assays=tuple(assays.values()))
+        return replace(
+            self,
+            parameters=tuple(parameters.values()),
+            assays=tuple(assays.values()),
+            prior_correlation=self._correlations_without(values),
+        )
+
+    def _correlations_without(self, keys: Iterable[str]) -> PriorCorrelation | None:
+        """What is left of them when the priors of ``cmax``, ``omega.cmax``, ``sigma.qpcr`` are no longer theirs."""
+        if self.prior_correlation is None:
+            return None
+        return self.prior_correlation.without(key.replace(".", " ") for key in keys)
 
     def unknown(self, *, variability: bool = True, residual: bool = True) -> list[str]:
         """What nobody has published of this model: ``vmax``, ``omega.vmax``, ``sigma.qpcr``."""
@@ -150,7 +175,13 @@ class Model:
             raise ModelError(f"{self.name}: the model file has no [treatments].")
         chosen = tuple(known[nearest_or_raise(n, known, "treatment", self.name)] for n in names or known)
         own = self.parameters[: len(self.structure.parameters._fields)]
-        return replace(self, treatments=chosen, parameters=(*own, *(t.factor for t in chosen)))
+        factors = [t.factor.name for t in self.treatments]
+        return replace(
+            self,
+            treatments=chosen,
+            parameters=(*own, *(t.factor for t in chosen)),
+            prior_correlation=self._correlations_without([*factors, *(f"omega.{f}" for f in factors)]),
+        )
 
     def without_covariates(self) -> "Model":
         """A model of the patient whose covariates are at their centres."""
@@ -164,7 +195,9 @@ class Model:
         """A model in which these typical values are known; their omegas are still estimated."""
         known = {self._known(n) for n in names}
         return replace(
-            self, parameters=tuple(replace(p, fixed=True) if p.name in known else p for p in self.parameters)
+            self,
+            parameters=tuple(replace(p, fixed=True) if p.name in known else p for p in self.parameters),
+            prior_correlation=self._correlations_without(known),
         )
 
     def table(self) -> pd.DataFrame:

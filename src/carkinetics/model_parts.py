@@ -250,6 +250,43 @@ class Mixture:
 
 
 @dataclass(frozen=True)
+class PriorCorrelation:
+    """Correlations between priors that are normal on the sampler's scale: of a posterior that becomes a prior.
+
+    Attributes
+    ----------
+    names : tuple of str
+        As in the parameter table: ``cmax`` (its transformed typical value), ``omega cmax`` and ``sigma qpcr`` (their
+        logs).
+    matrix : tuple of tuple of float
+        Correlations, positive definite.
+    """
+
+    names: tuple[str, ...]
+    matrix: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self):
+        n = len(self.names)
+        if len(set(self.names)) != n or [len(row) for row in self.matrix] != [n] * n:
+            raise ModelError(f"prior_correlation: {n} names, all different, need a matrix of {n} by {n}.")
+        matrix = np.array(self.matrix, float)
+        if not (np.isfinite(matrix).all() and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1.0)):
+            raise ModelError("prior_correlation: the matrix must be symmetric with ones on its diagonal.")
+        if np.linalg.eigvalsh(matrix).min() <= 0:
+            raise ModelError("prior_correlation: the matrix must be positive definite.")
+
+    def without(self, names: Iterable[str]) -> "PriorCorrelation | None":
+        """The correlations of the others."""
+        gone = set(names)
+        stay = [i for i, name in enumerate(self.names) if name not in gone]
+        if not stay:
+            return None
+        return PriorCorrelation(
+            tuple(self.names[i] for i in stay), tuple(tuple(self.matrix[i][j] for j in stay) for i in stay)
+        )
+
+
+@dataclass(frozen=True)
 class Check:
     """A fact of the paper that the typical patient must reproduce within ``rel_tol``.
 

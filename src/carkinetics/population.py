@@ -18,8 +18,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from numpyro.infer.util import log_density
 
 from carkinetics import observation, solvers
+from carkinetics.errors import ModelError
 from carkinetics.model import Model
-from carkinetics.model_parts import Parameter, Prior
+from carkinetics.model_parts import Parameter, Prior, nearest_or_raise
 from carkinetics.observations import Observations, of_subjects
 from carkinetics.solvers import Grid
 from carkinetics.structure import AbstractStructure, Inputs
@@ -97,6 +98,9 @@ def joint(model: Model, obs: Observations) -> None:
         ]
     )
     sigma = jnp.stack([numpyro.sample(f"sigma.{a.name}", distribution(a.prior)) for a in model.assays])
+    if model.prior_correlation is not None:
+        phi = jnp.concatenate([theta[jnp.array(layout.estimated, int)], jnp.log(omega), jnp.log(sigma)])
+        numpyro.factor("prior_correlation", _log_correlation(model, phi))
     shape = (len(layout.random), obs.n_subjects)
     z = jnp.asarray(numpyro.sample("z", dist.Normal(0.0, 1.0).expand(shape).to_event(2)))
     individual = individual_parameters(layout, theta, omega, z)
@@ -227,22 +231,57 @@ def log_joint(
     return density + phi[len(layout.estimated) :].sum()
 
 
+def log_prior(model: Model, phi: Float[Array, " phi"]) -> Float[Array, ""]:
+    """Log prior density of ``phi``."""
+    alone = log_prior_phi(model, phi).sum()
+    return alone if model.prior_correlation is None else alone + _log_correlation(model, phi)
+
+
 def log_prior_phi(model: Model, phi: Float[Array, " phi"]) -> Float[Array, " phi"]:
-    """Log prior density of every component of ``phi``."""
-    layout = make_layout(model)
-    priors = [model.parameters[i].prior for i in layout.estimated]
-    scales = [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
-    terms = [distribution(p).log_prob(x) for p, x in zip(priors, phi, strict=False)]
-    terms += [distribution(p).log_prob(jnp.exp(x)) + x for p, x in zip(scales, phi[len(priors) :], strict=True)]
+    """Log prior density of every component of ``phi`` by itself."""
+    n = len(make_layout(model).estimated)
+    priors = priors_of_phi(model)
+    terms = [distribution(p).log_prob(x) for p, x in zip(priors[:n], phi, strict=False)]
+    terms += [distribution(p).log_prob(jnp.exp(x)) + x for p, x in zip(priors[n:], phi[n:], strict=True)]
     return jnp.stack(terms)
+
+
+def priors_of_phi(model: Model) -> list[Prior]:
+    """The prior of every component of ``phi``: of a typical value, of omega, of sigma."""
+    layout = make_layout(model)
+    typical = [model.parameters[i].prior for i in layout.estimated]
+    return typical + [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
+
+
+def _log_correlation(model: Model, phi: Float[Array, " phi"]) -> Float[Array, ""]:
+    """What correlations add to the log density of independent normal components."""
+    places, loc, scale, matrix = _correlated(model)
+    s = (phi[places] - loc) / scale
+    return -0.5 * (np.linalg.slogdet(matrix)[1] + s @ (np.linalg.inv(matrix) - np.eye(len(matrix))) @ s)
+
+
+def _correlated(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Places in ``phi`` of the correlated components, their means and SDs, and the correlations."""
+    known = model.prior_correlation
+    assert known is not None
+    names, priors = make_layout(model).phi_names, priors_of_phi(model)
+    places = [names.index(nearest_or_raise(n, names, "name", f"{model.name} [prior_correlation]")) for n in known.names]
+    halved = [names[k] for k in places if priors[k].family == "halfnormal"]
+    if halved:
+        raise ModelError(f"{model.name} [prior_correlation]: the prior of {halved[0]} is half-normal; use lognormal.")
+    loc, scale = (np.array([getattr(priors[k], name) for k in places]) for name in ("loc", "scale"))
+    return np.array(places), loc, scale, np.array(known.matrix)
 
 
 def prior_phi(model: Model, key: PRNGKeyArray, draws: int) -> Float[Array, "draw phi"]:
     """``phi`` drawn from the prior."""
-    layout = make_layout(model)
-    keys = jax.random.split(key, layout.n_phi)
-    priors = [model.parameters[i].prior for i in layout.estimated]
-    scales = [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
-    columns = [distribution(p).sample(k, (draws,)) for p, k in zip(priors, keys, strict=False)]
-    columns += [jnp.log(distribution(p).sample(k, (draws,))) for p, k in zip(scales, keys[len(priors) :], strict=True)]
-    return jnp.stack(columns, axis=-1)
+    n, priors = len(make_layout(model).estimated), priors_of_phi(model)
+    keys = jax.random.split(key, len(priors))
+    columns = [distribution(p).sample(k, (draws,)) for p, k in zip(priors[:n], keys, strict=False)]
+    columns += [jnp.log(distribution(p).sample(k, (draws,))) for p, k in zip(priors[n:], keys[n:], strict=True)]
+    phi = jnp.stack(columns, axis=-1)
+    if model.prior_correlation is None:
+        return phi
+    places, loc, scale, matrix = _correlated(model)
+    s = (phi[:, places] - loc) / scale  # independent and standard normal
+    return phi.at[:, places].set(loc + scale * (s @ np.linalg.cholesky(matrix).T))

@@ -26,7 +26,7 @@ from carkinetics.inference.laplace import OMEGA_BOUNDS, Start, widen
 from carkinetics.model import Model
 from carkinetics.model_parts import Prior
 from carkinetics.observations import Observations
-from carkinetics.population import Layout, log_joint, log_prior_phi, make_layout, split_phi
+from carkinetics.population import Layout, log_joint, log_prior, make_layout, priors_of_phi, split_phi
 
 ROUNDS = 40
 CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends
@@ -136,7 +136,7 @@ def marginal_slope(model: Model, start: Start) -> Float[Array, " phi"]:
     of_theta = start.score.sum((0, 2)).at[random].set(start.z.sum(1) / omega)
     of_omega = jnp.sum(start.z**2 - 1, axis=1) + jnp.einsum("skk->k", variance)
     slope = jnp.concatenate([of_theta[jnp.array(layout.estimated, int)], of_omega, start.slope_sigma.sum(1)])
-    return slope + jax.grad(lambda x: log_prior_phi(model, x).sum())(start.phi)
+    return slope + jax.grad(lambda x: log_prior(model, x))(start.phi)
 
 
 def _averages(
@@ -163,17 +163,11 @@ def _at_least_the_priors(
 ) -> tuple[Float[np.ndarray, "phi phi"], list[str]]:
     """The information with no direction below the prior's, and the parameters that were."""
     layout = make_layout(model)
-    sd = np.array([_prior_sd(prior) for prior in _priors(model)])
+    sd = np.array([_prior_sd(prior) for prior in priors_of_phi(model)])
     relative, axes = np.linalg.eigh(sd[:, None] * information * sd)
     less = relative < 1 - 1e-6
     names = sorted({layout.phi_names[int(np.abs(axes[:, k]).argmax())] for k in np.flatnonzero(less)})
     return (axes * np.maximum(relative, 1.0)) @ axes.T / sd[:, None] / sd, names
-
-
-def _priors(model: Model) -> list[Prior]:
-    layout = make_layout(model)
-    typical = [model.parameters[i].prior for i in layout.estimated]
-    return typical + [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
 
 
 def _prior_sd(prior: Prior) -> float:

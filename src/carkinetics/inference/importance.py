@@ -39,7 +39,7 @@ from carkinetics.inference.places import Tuning, inner_positions, mirrored, to_p
 from carkinetics.inference.proposals import log_standard_t, standard_t
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import log_joint, log_prior_phi, make_layout, split_phi, subject_log_likelihood
+from carkinetics.population import log_joint, log_prior, make_layout, split_phi, subject_log_likelihood
 
 _ACCEPT = 0.8  # that the step size on averaged weights is adapted to; where curves are solved, it is a setting
 _FIRST_STEP = 0.4
@@ -143,7 +143,7 @@ class Importance:
         def log_marginal(u):
             there = phi.at[moving].add(tuning.inner @ u)
             average = jax.scipy.special.logsumexp(log_weights(there), axis=0)
-            return average.sum() + log_prior_phi(self.model, there).sum()
+            return average.sum() + log_prior(self.model, there)
 
         def move(carry, key):
             u, accepted = carry
@@ -209,7 +209,7 @@ class Importance:
             place = tuning.place(u)
             phi = self._phi(place)
             beyond = jnp.any(jnp.array(self.mirrored) & (place[layout.omegas] <= 0))
-            prior = log_prior_phi(self.model, phi).sum() + self._log_rate(phi)
+            prior = log_prior(self.model, phi) + self._log_rate(phi)
             found = jax.scipy.special.logsumexp(weights, axis=0).sum() + prior + 0.5 * u @ u
             return jnp.where(beyond, -jnp.inf, found)
 

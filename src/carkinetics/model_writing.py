@@ -1,0 +1,99 @@
+"""A model as a TOML text that :func:`~carkinetics.model_files.load_model` reads back as the same model."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from carkinetics.model import Model
+from carkinetics.model_parts import UNKNOWN, Assay, Check, Parameter, Prior, Treatment
+
+_Table = dict[str, Any]
+
+
+def to_toml(model: Model) -> str:
+    """The model file of a model; numbers are written so that they come back to the last digit."""
+    top: _Table = {"schema": 1, "name": model.name, "label": model.label, "structure": model.structure.name}
+    top |= {"reference": model.reference, "doi": model.doi, "notes": list(model.notes)}
+    if model.typical_dose is not UNKNOWN:
+        top["typical_dose"] = model.typical_dose
+    own = model.parameters[: len(model.structure.parameters._fields)]
+    blocks = [_lines(top)]
+    blocks += [_block(f"[parameters.{p.name}]", _parameter(p)) for p in own]
+    blocks += [_block(f"[assays.{_key(a.name)}]", _assay(a)) for a in model.assays]
+    blocks += [_block(f"[treatments.{_key(t.name)}]", _treatment(t)) for t in model.known_treatments]
+    blocks += [_block(f"[regressors.{_key(r.name)}]", _fields(r, without="name")) for r in model.regressors]
+    blocks += [_block("[[covariates]]", _fields(c)) for c in model.covariates]
+    if model.mixture is not None:
+        blocks.append(_block("[mixture]", _fields(model.mixture)))
+    if model.prior_correlation is not None:
+        blocks.append(_block("[prior_correlation]", _fields(model.prior_correlation)))
+    blocks += [_block("[[checks]]", _check(c)) for c in model.checks]
+    return "\n".join(blocks)
+
+
+def _parameter(p: Parameter) -> _Table:
+    table: _Table = {"label": p.label, "value": p.value, "unit": p.unit, "transform": p.transform}
+    table |= {"no_iiv": True} if p.iiv == 0 else {"omega_sd": p.iiv}
+    if p.fixed:
+        table["fixed"] = True
+    table["prior_sd"] = p.prior.scale
+    if p.prior.loc != p.theta and p.value is not UNKNOWN:
+        table["prior_mean"] = p.prior.loc
+    if p.iiv:
+        table["prior_omega"] = _scale_prior(p.prior_omega)
+    return table | {"source": p.source, "confidence": p.confidence}
+
+
+def _scale_prior(prior: Prior) -> _Table:
+    if prior.family == "halfnormal":
+        return {"family": "halfnormal", "scale": prior.scale}
+    return {"family": "lognormal", "ln_median": prior.loc, "scale": prior.scale}
+
+
+def _assay(a: Assay) -> _Table:
+    table = _fields(a, without="name")
+    table["prior_sigma"] = _scale_prior(a.prior)
+    del table["prior"]
+    if a.conversion is not None:
+        table["conversion"] = _fields(a.conversion)
+    return table
+
+
+def _treatment(t: Treatment) -> _Table:
+    return {"column": t.column} | _parameter(t.factor)
+
+
+def _check(c: Check) -> _Table:
+    return {k: v for k, v in (_fields(c) | {"where": dict(c.where)}).items() if v not in ("", {})}
+
+
+def _fields(part: Any, *, without: str = "") -> _Table:
+    return {k: v for k, v in vars(part).items() if k != without and v is not None}
+
+
+def _block(head: str, table: Mapping[str, Any]) -> str:
+    return f"\n{head}\n{_lines(table)}"
+
+
+def _lines(table: Mapping[str, Any]) -> str:
+    return "".join(f"{_key(k)} = {_value(v)}\n" for k, v in table.items())
+
+
+def _key(name: str) -> str:
+    bare = name.replace("_", "").replace("-", "").isalnum() and name.isascii()
+    return name if bare else json.dumps(name)
+
+
+def _value(value: Any) -> str:
+    """A TOML value; JSON's strings are TOML's as well."""
+    if value is UNKNOWN:
+        return '"unknown"'
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return repr(int(value) if isinstance(value, int) else float(value))
