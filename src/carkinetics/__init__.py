@@ -8,9 +8,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _HOME = {
+    "AbstractStructure": "structure",
     "Assay": "model_parts",
     "CarkineticsError": "errors",
     "Check": "fit_result",
+    "Treatment": "model_parts",
+    "Regressor": "model_parts",
+    "Mixture": "model_parts",
+    "Covariate": "model_parts",
+    "Conversion": "model_parts",
     "Cohort": "cohort",
     "DataError": "errors",
     "DataWarning": "errors",
@@ -28,6 +34,7 @@ _HOME = {
     "StressTest": "stress",
     "fit": "fitting",
     "gof": "diagnostics",
+    "level": "structure",
     "list_models": "model_files",
     "load_fit": "fit_file",
     "load_model": "model_files",
@@ -36,6 +43,7 @@ _HOME = {
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
+    "typical_curves": "model_checks",
 }
 
 if TYPE_CHECKING:
@@ -58,15 +66,23 @@ if TYPE_CHECKING:
     from carkinetics.inference.chains import Settings as Settings
     from carkinetics.model import Model as Model
     from carkinetics.model_checks import run_checks as run_checks
+    from carkinetics.model_checks import typical_curves as typical_curves
     from carkinetics.model_files import list_models as list_models
     from carkinetics.model_files import load_model as load_model
     from carkinetics.model_parts import Assay as Assay
+    from carkinetics.model_parts import Conversion as Conversion
+    from carkinetics.model_parts import Covariate as Covariate
+    from carkinetics.model_parts import Mixture as Mixture
     from carkinetics.model_parts import Parameter as Parameter
     from carkinetics.model_parts import Prior as Prior
+    from carkinetics.model_parts import Regressor as Regressor
+    from carkinetics.model_parts import Treatment as Treatment
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
     from carkinetics.stress import StressTest as StressTest
     from carkinetics.stress import stress_test as stress_test
+    from carkinetics.structure import AbstractStructure as AbstractStructure
+    from carkinetics.structure import level as level
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

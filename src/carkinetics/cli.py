@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def entry() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carkinetics", description=__doc__ and "Population models of CAR-T kinetics.")
-    verbs = parser.add_subparsers(required=True, metavar="{demo,models,check,fit}")
+    verbs = parser.add_subparsers(required=True, metavar="{demo,models,simulate,check,fit}")
 
     demo = verbs.add_parser("demo", help="simulate a virtual trial, fit it, draw it")
     demo.add_argument("--out", type=Path, default=Path("carkinetics-demo"), help="folder for the results")
@@ -50,8 +51,19 @@ def _parser() -> argparse.ArgumentParser:
     demo.set_defaults(run=_demo)
 
     models = verbs.add_parser("models", help="the published models; with a name, one of them")
-    models.add_argument("name", nargs="?")
+    models.add_argument("name", nargs="?", help="a published name, or a .toml file")
+    models.add_argument("--out", type=Path, default=Path("carkinetics-models"), help="folder for the figure")
+    models.add_argument("--days", type=float, default=168.0, help="how long the figure is")
     models.set_defaults(run=_models)
+
+    simulate = verbs.add_parser("simulate", help="a virtual trial, as a table that fit reads")
+    simulate.add_argument("model", help="a published name, or a .toml file")
+    simulate.add_argument("--out", type=Path, default=Path("simulated.csv"), help="the table")
+    simulate.add_argument("--patients", type=int, default=40)
+    simulate.add_argument("--days", type=float, nargs="+", metavar="DAY", help="sampling days (default: the demo's)")
+    simulate.add_argument("--dose-per-kg", type=float, nargs="+", default=[1e6, 5e6], metavar="CELLS", help="low high")
+    simulate.add_argument("--seed", type=int, default=1)
+    simulate.set_defaults(run=_simulate)
 
     check = verbs.add_parser("check", help="check a model file (.toml) or a table, without fitting")
     check.add_argument("file", type=Path)
@@ -147,15 +159,35 @@ def _finish(result, folder: Path, started: float, *, truth: dict[str, float] | N
 
 def _models(arguments: argparse.Namespace) -> None:
     from carkinetics.model_files import list_models, load_model
+    from carkinetics.model_text import aligned, describe
+    from carkinetics.outputs import write_typical
 
     if arguments.name is None:
-        _print_table(list_models())
+        table = list_models().drop(columns="doi")
+        print(aligned(table.assign(label=[textwrap.shorten(text, 60, placeholder="...") for text in table["label"]])))
         return
     model = load_model(arguments.name)
-    print(f"{model.name}: {model.label}\n{model.reference}, doi:{model.doi}\n{model.structure.__doc__}")
-    _print_table(model.table().drop(columns=["label", "source", "transform"]))
-    for note in model.notes:
-        print(f"- {note}")
+    print(describe(model))
+    unknown = model.unknown(variability=False, residual=False)
+    if unknown:
+        print(f"\nNo figure: these numbers are not known: {', '.join(unknown)}.")
+    else:
+        print(f"\nTypical patient: {write_typical(model, arguments.out, days=arguments.days)}")
+
+
+def _simulate(arguments: argparse.Namespace) -> None:
+    from carkinetics.cohort import Cohort
+    from carkinetics.demo import SCHEDULE
+    from carkinetics.model_files import load_model
+    from carkinetics.simulation import simulate
+
+    low, high = arguments.dose_per_kg[0], arguments.dose_per_kg[-1]
+    cohort = Cohort(n=arguments.patients, times=arguments.days or SCHEDULE, dose_per_kg=(low, high))
+    table = simulate(load_model(arguments.model), cohort, seed=arguments.seed).table
+    table.to_csv(arguments.out, index=False)
+    samples = table[table["EVID"] == 0]
+    below = int((samples["CENS"] == 1).sum())
+    print(f"{arguments.out}: {arguments.patients} virtual patients, {len(samples)} samples, {below} below the limit")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -19,10 +19,8 @@ QUANTITIES = (
 _GRID = np.concatenate([np.linspace(0, 60, 6001), np.linspace(60.1, 1000, 9400)])  # day; the peak is read off it
 
 
-def typical_curve(
-    model: Model, times: Float[np.ndarray, " time"], output: str | None = None
-) -> Float[np.ndarray, " time"]:
-    """Natural log of the typical patient's level at ``times`` (day), of the first output unless one is named.
+def typical_curves(model: Model, times: Float[np.ndarray, " time"], *, refine: int = 1) -> pd.DataFrame:
+    """Every output of the typical patient, natural scale, at ``times`` (day, the index).
 
     The typical patient has every random effect at zero, the model's typical dose, no treatment, and the typical
     value of every regressor.
@@ -31,9 +29,18 @@ def typical_curve(
     with jax.enable_x64(True):
         values = natural(make_layout(model), jnp.array([[p.theta] for p in model.parameters]))
         x = typical_inputs(model)
-        grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None], x)
-        curve = ln_curves(model.structure, grid, values, x)
-    return np.asarray(curve[output or model.structure.outputs[0]])[:, 0]
+        grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None], x, refine=refine)
+        curves = ln_curves(model.structure, grid, values, x)
+    found = {name: np.exp(np.asarray(curves[name])[:, 0]) for name in model.structure.outputs}
+    return pd.DataFrame(found, index=pd.Index(times, name="TIME"))
+
+
+def typical_curve(
+    model: Model, times: Float[np.ndarray, " time"], output: str | None = None
+) -> Float[np.ndarray, " time"]:
+    """Natural log of the typical patient's level at ``times`` (day), of the first output unless one is named."""
+    with np.errstate(divide="ignore"):
+        return np.log(typical_curves(model, times)[output or model.structure.outputs[0]].to_numpy())
 
 
 def typical_inputs(model: Model) -> Inputs:

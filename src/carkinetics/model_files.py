@@ -74,10 +74,20 @@ def models_folder() -> Path:
 
 
 def list_models() -> pd.DataFrame:
-    """The published models: name, structure, label, reference."""
+    """The published models: name, structure, which numbers are known, label, doi."""
     models = [load_model(path) for path in sorted(models_folder().glob("*.toml"))]
-    rows = [{"name": m.name, "structure": m.structure.name, "label": m.label, "doi": m.doi} for m in models]
+    rows = [
+        {"name": m.name, "structure": m.structure.name, "numbers": _known(m), "label": m.label, "doi": m.doi}
+        for m in models
+    ]
     return pd.DataFrame(rows).set_index("name")
+
+
+def _known(model: Model) -> str:
+    """Whether a population can be simulated, a typical patient, or neither."""
+    if not model.unknown():
+        return "all"
+    return "some" if model.unknown(variability=False, residual=False) else "typical values"
 
 
 def load_model(name: str | Path, *, structures: Sequence[AbstractStructure] = ()) -> Model:

@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from carkinetics import plots
 from carkinetics.diagnostics import gof
 from carkinetics.fit_result import Fit
+from carkinetics.model import Model
+from carkinetics.model_checks import typical_curves
+from carkinetics.solvers import ACCURATE
 
 
 def write_outputs(result: Fit, folder: Path, *, truth: dict[str, float] | None = None) -> list[Path]:
@@ -25,3 +30,14 @@ def write_outputs(result: Fit, folder: Path, *, truth: dict[str, float] | None =
         written.append(folder / f"{name}.png")
         plots.save(axes, written[-1])
     return written
+
+
+def write_typical(model: Model, folder: Path, *, days: float = 168.0) -> Path:
+    """The figure of a model's typical patient, as ``folder/<model>.png``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    curves = typical_curves(model, np.linspace(0.0, days, 400), refine=ACCURATE)
+    first = next((a for a in model.assays if a.output == model.structure.outputs[0]), None)
+    unit, lloq = (first.unit, first.lloq) if first else ("", None)
+    path = folder / f"{model.name}.png"
+    plots.save(plots.typical(curves, title=model.name, unit=unit, lloq=lloq), path, dpi=110)
+    return path

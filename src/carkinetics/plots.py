@@ -55,6 +55,45 @@ def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12,
     return axes.flatten()[: len(chosen)]
 
 
+def typical(curves: pd.DataFrame, *, title: str = "", unit: str = "", lloq: float | None = None) -> "np.ndarray":
+    """Small multiples of a typical patient's outputs over time, as :func:`carkinetics.typical_curves` returns them.
+
+    Parameters
+    ----------
+    unit, lloq
+        Of the first output.
+
+    Returns
+    -------
+    ndarray of Axes
+        One per output. The axis of levels is logarithmic and shows twelve decades at most.
+    """
+    import matplotlib.pyplot as plt
+
+    names = list(curves.columns)
+    columns = min(len(names), 4)
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(3.0 * columns, 2.3 * rows), squeeze=False, layout="constrained")
+    for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
+        level = curves[name].to_numpy()
+        ax.plot(curves.index, level, color=BLUE)
+        ax.set_yscale("log")
+        top = level[np.isfinite(level)].max(initial=1e-300)
+        ax.set_ylim(max(level.min() / 2, top * 1e-12), top * 3)
+        ax.set_title(name.replace("_", " ") + (f" ({unit})" if unit and k == 0 else ""), fontsize=9)
+        if lloq and k == 0 and lloq > level.min() / 2:
+            ax.axhline(lloq, color=GREY, linestyle=":", linewidth=1)
+            ax.annotate("LLOQ", (curves.index[-1], lloq), ha="right", va="bottom", fontsize=7, color=GREY)
+        ax.tick_params(labelsize=8)
+        ax.spines[["top", "right"]].set_visible(False)
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    figure.supxlabel("days since infusion", fontsize=9)
+    if title:
+        figure.suptitle(title, fontsize=9)
+    return axes.flatten()[: len(names)]
+
+
 def _say(figure, label: str) -> None:
     """How the fit was made, on the figure itself, where that has to be said."""
     if label:
