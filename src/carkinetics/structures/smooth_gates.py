@@ -66,8 +66,8 @@ class SmoothGates(AbstractStructure[Parameters, States]):
         # The gates are never quite closed: at the infusion a trace of contraction has passed.
         s = _contracted(jnp.zeros(()), p)
         first = p.cmax * jnp.exp(-jnp.log(p.foldx) / p.tmax * (p.tmax + s))
-        effector = first * jnp.exp(-p.alpha * s)
-        return States(effector=effector, memory=first * p.fb * (jnp.exp(-p.beta * s) - jnp.exp(-p.alpha * s)))
+        converted = -p.fb * jnp.exp(-p.beta * s) * jnp.expm1((p.beta - p.alpha) * s)
+        return States(effector=first * jnp.exp(-p.alpha * s), memory=first * converted)
 
     def rhs(self, t, y, p, x):
         gate, after = jax.nn.sigmoid((t - p.tmax) / p.width), after_peak(y, p)
