@@ -1,66 +1,22 @@
 """Empirical structures: each paper's equations, written down again and solved by SciPy, and limits by hand."""
 
-import itertools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.integrate import solve_ivp
 from scipy.special import wrightomega
 
 from carkinetics import solvers
-from carkinetics.errors import ModelError
 from carkinetics.model_checks import typical_curve
 from carkinetics.model_files import load_model
-from carkinetics.population import as_arguments
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
-from populations import EXAMPLES
+from one_patient import by_scipy, drawn, solved, typical
 
 TIMES = np.array([0.0, 0.5, 1, 2, 3, 5, 7, 9, 11, 14, 17, 21, 28, 42, 60, 90, 180, 365])
 EC = ("foldx", "tmax", "cmax", "alpha", "fb", "beta")
 STEIN = {"foldx": 3900.0, "tmax": 9.3, "cmax": 24000.0, "alpha": 0.16, "fb": 0.0079, "beta": 0.0032}
 ROUNDING = 1e-9
-
-
-def typical(name, **changed):
-    """Typical values of an example of :mod:`populations`."""
-    found = {k: v for k, (v, _) in EXAMPLES[name].items()} | changed
-    assert set(found) == set(STRUCTURES[name].parameters._fields)
-    return found
-
-
-def drawn(name, n, seed):
-    """Values of ``n`` patients of an example."""
-    rng = np.random.default_rng(seed)
-    return [{k: v * np.exp(s * rng.standard_normal()) for k, (v, s) in EXAMPLES[name].items()} for _ in range(n)]
-
-
-def solved(name, times, values, *, refine=solvers.ACCURATE, given=(), output="level"):
-    """ln level of one patient, as a fit computes it; ``given`` are (day, factor) of treatments on growth."""
-    structure = STRUCTURES[name]
-    with jax.enable_x64(True):
-        since = jnp.array([[day] for day, _ in given]) if given else jnp.zeros((0, 1))
-        x = inputs(jnp.array([jnp.nan]), since=since, factor=jnp.zeros_like(since))
-        grid = solvers.make_grid(structure, np.asarray(times, float)[:, None], x, refine=refine)
-        column = [values[k] for k in structure.parameters._fields] + [f for _, f in given]
-        p, x = as_arguments(structure, jnp.asarray(column, float)[:, None], x)
-        return np.asarray(solvers.curves(structure, grid, p, x)[output])[:, 0]
-
-
-def by_scipy(rate, start, stops, times):
-    """States of an ODE at ``times``, restarted at every one of ``stops``."""
-    edges = sorted({0.0, *(s for s in stops if 0 < s < times[-1]), times[-1]})
-    y, found = np.asarray(start, float), {0.0: np.asarray(start, float)}
-    for begin, end in itertools.pairwise(edges):
-        middle = (begin + end) / 2  # which phase it is, is decided once for the whole stretch
-        wanted = np.append(times[(times > begin) & (times < end)], end)
-        run = solve_ivp(lambda t, y, m=middle: rate(t, y, m), (begin, end), y, "DOP853", wanted, rtol=1e-12, atol=1e-14)
-        assert run.success
-        found |= dict(zip(wanted, run.y.T, strict=True))
-        y = run.y[:, -1]
-    return np.array([found[t] for t in times])
 
 
 def bi_exponential(y, alpha, fb, beta):
@@ -369,63 +325,3 @@ def test_sites_of_a_loaded_model_follow_blood(output):
     ratio = {"level": 1.0, "level_bm": 0.69, "level_ln": 1.0, "level_csf": 5.0}[output]
     found = typical_curve(model.with_values({"ratio_csf": 5.0}), TIMES, output)
     np.testing.assert_allclose(found - typical_curve(stein, TIMES), np.log(ratio), rtol=0, atol=1e-12)
-
-
-# What the files say.
-
-
-@pytest.mark.parametrize(
-    ("name", "missing"),
-    [
-        ("ogasawara_2021_lisocabtagene", ["cmax", "fb"]),
-        ("wu_2025_idecabtagene", ["e0", "tlag", "tmax", "vmax", "km", "delta_e"]),
-    ],
-)
-def test_a_number_that_nobody_could_read_is_not_made_up(name, missing):
-    """If it fails, a model whose table could not be read has a curve all the same."""
-    model = load_model(name)
-    assert model.unknown(variability=False, residual=False) == missing
-    assert len(model.unknown()) == len(missing) + len(model.parameters) + 1
-    with pytest.raises(ModelError, match=", ".join(missing)):
-        typical_curve(model, TIMES)
-
-
-def test_the_lag_of_lisocabtagene_has_the_half_lives_of_the_abstract():
-    """If it fails, a rate in the file is not ln 2 over the half-life that its source names."""
-    model = load_model("ogasawara_2021_lisocabtagene")
-    assert np.log(2) / model["alpha"].value == pytest.approx(5.00, rel=1e-3)
-    assert np.log(2) / model["beta"].value == pytest.approx(352, rel=1e-3)
-
-
-def test_the_prior_for_another_target_is_wider_than_the_one_it_is_borrowed_from():
-    """If it fails, a CD38 trial starts as sure of itself as if it gave tisagenlecleucel."""
-    ours, stein = load_model("cd38_ball_prior"), load_model("stein_2019_tisagenlecleucel")
-    for p in stein.parameters:
-        assert ours[p.name].prior.loc == p.prior.loc
-        assert ours[p.name].iiv == p.iiv
-        assert ours[p.name].prior.scale > p.prior.scale, p.name
-        assert ours[p.name].prior_omega.scale > p.prior_omega.scale, p.name
-        assert ours[p.name].prior_omega.loc == pytest.approx(p.prior_omega.loc, abs=0.01)
-        assert "wider" in ours[p.name].source.lower()  # and says why
-    assert ours.assays[0].prior.scale > stein.assays[0].prior.scale
-    marrow = ours["ratio_bm"].prior
-    assert marrow.loc == pytest.approx(-0.37, abs=0.005)
-    assert marrow.scale == 0.74
-    for name in ("ratio_ln", "ratio_csf"):
-        assert ours[name].source.startswith("not known")
-        assert "assumption" in ours[name].confidence
-        assert ours[name].prior.scale > marrow.scale
-    assert {(a.output, a.matrix) for a in ours.assays} == {("level", "PB"), ("level_bm", "BM"), ("level_ln", "LN")}
-
-
-@pytest.mark.parametrize("name", ["stein_2019_tisagenlecleucel", "cd38_ball_prior"])
-def test_treatments_of_the_files_are_steins(name):
-    """If it fails, tocilizumab or steroids act with another factor than Stein's, or from another column's day."""
-    model = load_model(name)
-    assert model.treatments == ()
-    treated = model.with_treatments()
-    found = {t.column: (t.factor.name, t.factor.value, t.factor.iiv) for t in treated.treatments}
-    assert found == {"TOCI_DAY": ("f_tocilizumab", 1.2, 0.0), "STEROID_DAY": ("f_steroids", 1.0, 0.0)}
-    values = {p.name: p.value for p in model.parameters}
-    level = solved(model.structure.name, np.array([9.3]), values, given=[(5.3, 1.2), (6.0, 1.0)])
-    assert level[0] == pytest.approx(np.log(24000) + 0.2 * np.log(3900) / 9.3 * 4.0, rel=1e-9)
