@@ -1,6 +1,6 @@
 """Exponential expansion to a peak, then a fast contraction and a slow persistence."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,6 +31,18 @@ class States(NamedTuple):
 _FB_MAX = 1 - 1e-12
 
 
+def ln_left(s: Float[Array, "*time"], p: Any) -> Float[Array, "*time"]:
+    """Natural log of the share of the peak that is left ``s`` days after it, of ``p.alpha``, ``p.fb``, ``p.beta``."""
+    fb = jnp.minimum(p.fb, _FB_MAX)
+    return jnp.logaddexp(jnp.log1p(-fb) - p.alpha * s, jnp.log(fb) - p.beta * s)
+
+
+def after_peak(y: States, p: Any) -> States:
+    """Rates of change after the peak: the conversion rate makes the sum of states the bi-exponential, exactly."""
+    conversion = p.fb * (p.alpha - p.beta)
+    return States(effector=-p.alpha * y.effector, memory=conversion * y.effector - p.beta * y.memory)
+
+
 class ExpansionContraction(AbstractStructure[Parameters, States]):
     """Stein's model of tisagenlecleucel.
 
@@ -54,20 +66,15 @@ class ExpansionContraction(AbstractStructure[Parameters, States]):
         # Both sides are evaluated at a clamped time: no branch, so the gradient is right on either side of
         # the kink. At t = tmax the value is cmax and the slope is the mean of the two sides'.
         growth = jnp.log(p.foldx) / p.tmax * (x.growth_time(jnp.minimum(t, p.tmax)) - p.tmax)
-        s = jnp.maximum(t - p.tmax, 0.0)
-        fb = jnp.minimum(p.fb, _FB_MAX)
-        decline = jnp.logaddexp(jnp.log1p(-fb) - p.alpha * s, jnp.log(fb) - p.beta * s)
-        return {"level": jnp.log(p.cmax) + growth + decline}
+        return {"level": jnp.log(p.cmax) + growth + ln_left(jnp.maximum(t - p.tmax, 0.0), p)}
 
     def initial(self, p, x):
         return States(effector=p.cmax / p.foldx, memory=jnp.zeros_like(p.cmax))
 
     def rhs(self, t, y, p, x):
-        growing = t < p.tmax
-        conversion = p.fb * (p.alpha - p.beta)  # makes the sum of states the bi-exponential, exactly
-        d_effector = jnp.where(growing, x.growth(t) * jnp.log(p.foldx) / p.tmax, -p.alpha) * y.effector
-        d_memory = jnp.where(growing, 0.0, conversion * y.effector - p.beta * y.memory)
-        return States(effector=d_effector, memory=d_memory)
+        growing, after = t < p.tmax, after_peak(y, p)
+        growth = x.growth(t) * jnp.log(p.foldx) / p.tmax * y.effector
+        return States(jnp.where(growing, growth, after.effector), jnp.where(growing, 0.0, after.memory))
 
     def output(self, y, p):
         return {"level": jnp.log(y.effector + y.memory)}
