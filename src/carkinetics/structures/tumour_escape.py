@@ -32,22 +32,29 @@ class Parameters(NamedTuple):
 
 
 class States(NamedTuple):
-    """Cells in the assay's unit."""
+    """Cells in the assay's unit; of the tumour their log, since published values kill it down to 1e-80.
 
-    tumour: Float[Array, "*n"]
-    activated: Float[Array, "*n"]
+    Activated cells are ``exp(ln_growth) seeded``: what one that was activated on day 0 has become, times how many
+    such cells would have become all of them. Neither falls to 0 nor jumps where they start from none, triple in
+    a day, and lose their tumour within an hour; steps of their number itself would end below 0.
+    """
+
+    ln_tumour: Float[Array, "*n"]
+    ln_growth: Float[Array, "*n"]
+    seeded: Float[Array, "*n"]
     inactive: Float[Array, "*n"]
     negative: Float[Array, "*n"]
 
 
 class Steps(NamedTuple):
-    """Logs; activated cells, none of which are there at the infusion, as they are.
+    """Logs also of inactive cells, and of antigen-negative ones and what a day of antigen loss makes of them.
 
-    Antigen-negative cells are counted from what a day of antigen loss makes, so that the first of them can be born.
+    So the first of them can be born.
     """
 
     ln_tumour: Float[Array, "*n"]
-    activated: Float[Array, "*n"]
+    ln_growth: Float[Array, "*n"]
+    seeded: Float[Array, "*n"]
     ln_inactive: Float[Array, "*n"]
     ln_negative: Float[Array, "*n"]
 
@@ -80,35 +87,38 @@ class TumourEscape(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "tumour", "tumour_negative")
     treatable = True
-    refine = 3  # activated cells are stepped as they are, and triple in a step of the standard grid
+    refine = 2  # the tumour is gone within a step of the standard grid
 
     def initial(self, p, x):
-        return States(p.b0, jnp.zeros_like(p.tn0), p.tn0, jnp.broadcast_to(p.bneg0, jnp.shape(p.b0)))
+        none = jnp.zeros_like(p.tn0)
+        return States(jnp.log(p.b0), ln_growth=none, seeded=none, inactive=p.tn0, negative=p.bneg0)
 
     def rhs(self, t, y, p, x):
-        b = y.tumour
+        b, activated = level(_bounded(y.ln_tumour, p.b0 + p.bmax)), _activated(y)
         activation = p.ka * b / (b + p.kact) * y.inactive
-        growth = x.growth(t) * p.rta * b / (b + p.kr)
-        killed_negative = p.kill / p.kneg * y.negative / (y.negative + p.kn) * y.activated
+        killed_negative = p.kill / p.kneg * y.negative / (y.negative + p.kn) * activated
         return States(
-            tumour=p.rb * b * (1 - b / p.bmax) - p.kill * b / (b + p.k) * y.activated,
-            activated=(growth - p.lta) * y.activated + activation,
+            ln_tumour=p.rb * (1 - b / p.bmax) - p.kill / (b + p.k) * activated,
+            ln_growth=x.growth(t) * p.rta * b / (b + p.kr) - p.lta,
+            seeded=level(-y.ln_growth) * activation,
             inactive=-activation - p.ltn * y.inactive,
             negative=p.rneg * y.negative * (1 - y.negative / p.bmax) + p.km * b - killed_negative,
         )
 
     def output(self, y, p):
         return {
-            "level": jnp.log(jnp.maximum(y.activated, 0.0) + _LAST),
-            "tumour": jnp.log(y.tumour),
+            "level": jnp.log(_activated(y) + _LAST),
+            "tumour": y.ln_tumour,
             "tumour_negative": jnp.log(jnp.maximum(y.negative, 0.0) + _NONE),
         }
 
     def to_coordinates(self, y, p):
-        return Steps(jnp.log(y.tumour), y.activated, jnp.log(y.inactive), jnp.log(y.negative + _born(p)))
+        return Steps(y.ln_tumour, y.ln_growth, y.seeded, jnp.log(y.inactive), jnp.log(y.negative + _born(p)))
 
     def from_coordinates(self, u, p):
-        return States(level(u.ln_tumour), u.activated, level(u.ln_inactive), level(u.ln_negative) - _born(p))
+        most = p.bneg0 + p.bmax + _born(p)
+        inactive, negative = level(u.ln_inactive), level(_bounded(u.ln_negative, most)) - _born(p)
+        return States(u.ln_tumour, u.ln_growth, u.seeded, inactive, negative)
 
     def guess(self, t, ln_level):
         peak = int(np.argmax(ln_level))
@@ -117,6 +127,15 @@ class TumourEscape(AbstractStructure[Parameters, States]):
             return {}
         fall = np.max((ln_level[peak] - ln_level[late]) / (t[late] - t[peak]))
         return {"lta": float(np.clip(fall, 0.01, 1.0))}
+
+
+def _activated(y: States):
+    return level(y.ln_growth) * jnp.maximum(y.seeded, 0.0)
+
+
+def _bounded(ln_cells, most):
+    """At most a thousand times as many as there is room for: a step in which all are killed can end anywhere."""
+    return jnp.minimum(ln_cells, jnp.log(1e3 * most))
 
 
 def _born(p: Parameters):
