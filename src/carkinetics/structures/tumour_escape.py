@@ -32,7 +32,7 @@ class Parameters(NamedTuple):
 
 
 class States(NamedTuple):
-    """Cells in the assay's unit; of the tumour their log, since published values kill it down to 1e-80.
+    """Cells in the assay's unit; of the tumour their log: the authors' patient with escape has it killed down to 1e-80.
 
     Activated cells are ``exp(ln_growth) seeded``: what one that was activated on day 0 has become, times how many
     such cells would have become all of them. Neither falls to 0 nor jumps where they start from none, triple in
@@ -47,9 +47,9 @@ class States(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Logs also of inactive cells, and of antigen-negative ones and what a day of antigen loss makes of them.
+    """Logs of inactive cells, too, and of antigen-negative ones plus what a day of antigen loss makes of them.
 
-    So the first of them can be born.
+    Without that addition the first of them, born from none, would have an infinite rate.
     """
 
     ln_tumour: Float[Array, "*n"]
