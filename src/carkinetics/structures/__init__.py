@@ -1,23 +1,31 @@
 """The equations, one file each. A new structure is a new file and one line here."""
 
 from carkinetics.structure import AbstractStructure
+from carkinetics.structures.competition import Competition
 from carkinetics.structures.effector_memory_antigen import EffectorMemoryAntigen
 from carkinetics.structures.expansion_contraction import ExpansionContraction
 from carkinetics.structures.expansion_contraction_sites import ExpansionContractionSites
 from carkinetics.structures.four_phases import FourPhases
 from carkinetics.structures.lag_expansion_contraction import LagExpansionContraction
+from carkinetics.structures.phenotype_ladder import PhenotypeLadder
+from carkinetics.structures.phenotype_ladder_cd4_cd8 import PhenotypeLadderCd4Cd8
 from carkinetics.structures.saturable_growth import SaturableGrowth
 from carkinetics.structures.smooth_gates import SmoothGates
+from carkinetics.structures.tumour_escape import TumourEscape
 
 STRUCTURES: dict[str, AbstractStructure] = {
     s.name: s
     for s in (
+        Competition(),
         EffectorMemoryAntigen(),
         ExpansionContraction(),
         ExpansionContractionSites(),
         FourPhases(),
         LagExpansionContraction(),
+        PhenotypeLadder(),
+        PhenotypeLadderCd4Cd8(),
         SaturableGrowth(),
         SmoothGates(),
+        TumourEscape(),
     )
 }
