@@ -1,6 +1,6 @@
 """Populations on which every structure is tested: of the published models, and of examples where none is complete."""
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +13,8 @@ from carkinetics.transforms import TRANSFORMS
 LOG = "log"
 
 
-class Population(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Population:
     """Typical values (transformed), omegas and the dose of a population that can be drawn from."""
 
     label: str
