@@ -42,6 +42,21 @@ class Population(NamedTuple):
 
 # Structures for which no published model has all its numbers: plausible ones, log-normal, {name: (value, omega)}.
 EXAMPLES: dict[str, dict[str, tuple[float, float]]] = {
+    "cytokine_release": {
+        "e0": (5.0, 0.8),
+        "rho": (1.2, 0.25),
+        "b0": (20.0, 0.8),
+        "kill": (5e-5, 0.8),
+        "alpha": (0.16, 0.4),
+        "conv": (0.002, 0.7),
+        "beta": (0.005, 0.6),
+        "p_il6": (0.3, 0.8),
+        "d_il6": (4.0, 0.3),
+        "base_il6": (2.0, 0.5),
+        "p_ifng": (0.05, 0.8),
+        "d_ifng": (1.5, 0.3),
+        "base_ifng": (2.0, 0.5),
+    },
     "effector_memory_antigen": {
         "e0": (5.0, 0.8),
         "rho": (1.2, 0.25),
@@ -51,12 +66,48 @@ EXAMPLES: dict[str, dict[str, tuple[float, float]]] = {
         "conv": (0.002, 0.7),
         "beta": (0.005, 0.6),
     },
+    "sites_exchange": {
+        "e0": (6.0, 0.8),
+        "rho": (1.1, 0.2),
+        "tmax": (9.3, 0.4),
+        "alpha": (0.2, 0.5),
+        "conv": (0.002, 0.7),
+        "beta": (0.004, 0.6),
+        "kin_bm": (0.5, 0.5),
+        "ratio_bm": (0.7, 0.7),
+        "size_bm": (0.7, 0.2),
+        "kin_ln": (0.3, 0.5),
+        "ratio_ln": (0.5, 0.7),
+        "size_ln": (0.2, 0.2),
+        "kin_csf": (0.005, 0.7),
+        "ratio_csf": (0.1, 0.7),
+        "size_csf": (0.03, 0.2),
+    },
 }
 DOSE = 2e8  # viable CAR+ cells, of the examples
 UNKNOWN_OMEGA = 0.5  # where nobody has published the between-patient SD
 
 # Where formulas and solvers break: parameters at the edge, by structure.
 CORNERS: dict[str, dict[str, dict[str, float]]] = {
+    "car_binding": {
+        "no tumour": {"b0": 1e-30},
+        "1e12 tumour cells": {"b0": 1e12},
+        "cells are trapped in the marrow": {"k21": 1e-9},
+        "binding without end": {"koff": 1e-12},
+        "tumour is killed within a day": {"kkill": 20.0},
+    },
+    "cytokine_release": {
+        "no antigen": {"b0": 1e-30},
+        "1e12 cells of antigen": {"b0": 1e12},
+        "antigen is cleared at once": {"kill": 10.0},
+        "cytokines are lost within minutes": {"d_il6": 500.0},
+    },
+    "cytokines": {
+        "no tumour": {"b0": 1e-30},
+        "killing at once": {"k_bc": 1e3},
+        "no conversion without B cells": {"h": 1e-12},
+        "no exchange": {"k_in": 1e-9},
+    },
     "expansion_contraction": {
         "alpha equals beta": {"alpha": 0.01, "beta": 0.01},
         "peak at a sample": {"tmax": 14.0},
@@ -67,6 +118,13 @@ CORNERS: dict[str, dict[str, dict[str, float]]] = {
         "no antigen": {"b0": 1e-30},
         "1e12 cells of antigen": {"b0": 1e12},
         "antigen is cleared at once": {"kill": 10.0},
+    },
+    "sites_exchange": {
+        "alpha equals beta": {"alpha": 0.004, "beta": 0.004},
+        "peak at a sample": {"tmax": 14.0},
+        "peak after the last sample": {"tmax": 500.0},
+        "no exchange": {"kin_bm": 1e-30, "kin_ln": 1e-30, "kin_csf": 1e-30},
+        "exchange within seconds": {"kin_bm": 1e4, "kin_csf": 1e4},
     },
 }
 
