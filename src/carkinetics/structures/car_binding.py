@@ -81,6 +81,7 @@ class CarBinding(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "tumour", "level_bm")
     stiff = True
+    refine = 2
     uses_dose = True
     treatable = True
 

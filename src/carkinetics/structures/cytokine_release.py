@@ -69,6 +69,7 @@ class CytokineRelease(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "antigen", "il6", "ifng")
     stiff = True
+    refine = 2
     treatable = True
 
     def initial(self, p, x):

@@ -83,6 +83,7 @@ class Cytokines(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "memory", "tumour", "il6", "il10", "ifng")
     stiff = True
+    refine = 2
     uses_dose = True
     treatable = True
 
