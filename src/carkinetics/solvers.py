@@ -241,7 +241,7 @@ def _rosenbrock(rate, t, end, u):
     def slope(t, y):
         return jnp.stack(jax.tree.leaves(rate(t, jax.tree.unflatten(tree, list(y)))))
 
-    start, unit = _inside(t, end, 0.0), jnp.eye(len(y))
+    start, unit = _inside(t, end, 0.0), jnp.eye(len(y), dtype=y.dtype)
     jacobian = jax.vmap(lambda v: jax.jvp(lambda y: slope(start, y), (y,), (v,))[1])(
         jnp.broadcast_to(unit[:, :, None], (*unit.shape, *h.shape))
     )  # (by state, state, subject)

@@ -52,19 +52,17 @@ _LEAST = 1e-6  # cells; logs are taken of no fewer
 
 
 class CarBinding(AbstractStructure[Parameters, States]):
-    """Complexes of CAR and antigen between expansion and killing (Singh's clinical model of ide-cel).
+    """Complexes of CAR and antigen between expansion and killing (Singh's clinical model of ide-cel)::
 
-    ```
-    EP' = -k12 EP + k21 ET - kel_e EP                  effectors in blood (cells)
-    MP' = -k12 MP + k21 MT - kel_m MP                  memory in blood
-    ET' = k12 EP - k21 ET + Kexp ET - rm ET            effectors in marrow
-    MT' = k12 MP - k21 MT + rm ET                      memory in marrow
-    C'  = kon (n_car T - C) (n_ag B - C) - koff C      complexes per L of marrow, T = (ET + MT) / v_bm
-    B'  = kg B - Kkill B                               tumour cells per L of marrow
-    Kexp  = kexp c / (ec50 + c),  c = C / T            complexes per CAR-T cell
-    Kkill = kkill d / (kc50 + d), d = C / B            complexes per tumour cell
-    level = transc (EP + MP) / v_blood;  level_bm = transc T
-    ```
+        EP' = -k12 EP + k21 ET - kel_e EP                  effectors in blood (cells)
+        MP' = -k12 MP + k21 MT - kel_m MP                  memory in blood
+        ET' = k12 EP - k21 ET + Kexp ET - rm ET            effectors in marrow
+        MT' = k12 MP - k21 MT + rm ET                      memory in marrow
+        C'  = kon (n_car T - C) (n_ag B - C) - koff C      complexes per L of marrow, T = (ET + MT) / v_bm
+        B'  = kg B - Kkill B                               tumour cells per L of marrow
+        Kexp  = kexp c / (ec50 + c),  c = C / T            complexes per CAR-T cell
+        Kkill = kkill d / (kc50 + d), d = C / B            complexes per tumour cell
+        level = transc (EP + MP) / v_blood;  level_bm = transc T
 
     The dose enters EP. The state is d in the place of C, which is the same equation without 0 / 0 when there are
     no cells yet or no tumour any more. The tumour's equation is that of the published code; the supplement's Eq. 18

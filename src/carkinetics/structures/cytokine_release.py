@@ -41,16 +41,14 @@ _CELLS = EffectorMemoryAntigen()
 
 
 class CytokineRelease(AbstractStructure[Parameters, States]):
-    """A driver of cytokine release: indirect response to antigen-stimulated effectors.
+    """A driver of cytokine release: indirect response to antigen-stimulated effectors::
 
-    ```
-    E' = (rho s - alpha - conv) E,  s = B / (1 + B)
-    M' = conv E - beta M
-    B' = -kill E B
-    IL6'  = d_il6  (base_il6  - IL6)  + p_il6  s E
-    IFNG' = d_ifng (base_ifng - IFNG) + p_ifng s E
-    level = E + M
-    ```
+        E' = (rho s - alpha - conv) E,  s = B / (1 + B)
+        M' = conv E - beta M
+        B' = -kill E B
+        IL6'  = d_il6  (base_il6  - IL6)  + p_il6  s E
+        IFNG' = d_ifng (base_ifng - IFNG) + p_ifng s E
+        level = E + M
 
     The cells are those of ``effector_memory_antigen``. The cytokines are Hardiansyah and Ng's (production by what
     antigen and effectors do together, first-order loss, a baseline), with two changes: stimulation saturates as

@@ -55,19 +55,17 @@ _LEAST = 1e-15  # 1e9 cells: a millionth of a cell; logs are taken of no fewer
 
 
 class Cytokines(AbstractStructure[Parameters, States]):
-    """B cells drive effectors and, together with them, cytokines (Hardiansyah and Ng's model of CTL019 in CLL).
+    """B cells drive effectors and, together with them, cytokines (Hardiansyah and Ng's model of CTL019 in CLL)::
 
-    ```
-    EP' = r_e EP B - d_e EP - k_in EP + k_out ET - a_e EP (1 - f) + a_m MP f     effectors in blood
-    MP' = r_m MP - d_m MP - k_in MP + k_out MT + a_e EP (1 - f) - a_m MP f       memory in blood
-    ET' = k_in EP - k_out ET                                                     effectors in tissue
-    MT' = k_in MP - k_out MT                                                     memory in tissue
-    B'  = r_b B - d_b B - k_bc EP B                                              B cells in blood
-    IL6'  = d_il6  (base_il6  - IL6)  + p_il6  B EP
-    IL10' = d_il10 (base_il10 - IL10) + p_il10 B EP
-    IFNG' = d_ifng (base_ifng - IFNG) + p_ifng B EP (a_g + (1 - a_g) b_g / (b_g + IL10))
-    f = B / (B + h);  level = EP + MP (1e9 cells in blood)
-    ```
+        EP' = r_e EP B - d_e EP - k_in EP + k_out ET - a_e EP (1 - f) + a_m MP f     effectors in blood
+        MP' = r_m MP - d_m MP - k_in MP + k_out MT + a_e EP (1 - f) - a_m MP f       memory in blood
+        ET' = k_in EP - k_out ET                                                     effectors in tissue
+        MT' = k_in MP - k_out MT                                                     memory in tissue
+        B'  = r_b B - d_b B - k_bc EP B                                              B cells in blood
+        IL6'  = d_il6  (base_il6  - IL6)  + p_il6  B EP
+        IL10' = d_il10 (base_il10 - IL10) + p_il10 B EP
+        IFNG' = d_ifng (base_ifng - IFNG) + p_ifng B EP (a_g + (1 - a_g) b_g / (b_g + IL10))
+        f = B / (B + h);  level = EP + MP (1e9 cells in blood)
 
     The dose enters EP. Eq. 7 (MP') is printed with ``a_e MP (1 - f)``: a misprint, since memory starts at zero and
     would stay there, and EP loses ``a_e EP (1 - f)``, which is what the paper's Figure 1a draws. A treatment
