@@ -49,7 +49,7 @@ def test_sites_against_numbers_of_cells():
         (0.0, tmax, np.array([rho, rho])),
         (tmax, 365.0, -np.array([value["alpha"], value["beta"]])),
     ):
-        wanted = TIMES[(TIMES >= begin) & (TIMES <= end)]
+        wanted = np.array([t for t in TIMES if begin <= t <= end])
         run = solve_ivp(
             rhs,
             (begin, end),

@@ -120,4 +120,5 @@ class CarBinding(AbstractStructure[Parameters, States]):
         return (*(cells / _SCALE for cells in y[:4]), y.bound, jnp.log(y.tumour))
 
     def from_coordinates(self, u, p):
-        return States(*(cells * _SCALE for cells in u[:4]), u[4], level(u[5]))
+        effector, memory, effector_bm, memory_bm = (cells * _SCALE for cells in u[:4])
+        return States(effector, memory, effector_bm, memory_bm, u[4], level(u[5]))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from carkinetics.structure import AbstractStructure, level
-from carkinetics.structures.effector_memory_antigen import EffectorMemoryAntigen
+from carkinetics.structures import effector_memory_antigen as cells
 
 
 class Parameters(NamedTuple):
@@ -37,7 +37,15 @@ class States(NamedTuple):
     ifng: Float[Array, "*n"]
 
 
-_CELLS = EffectorMemoryAntigen()
+_CELLS = cells.EffectorMemoryAntigen()
+
+
+def _parameters(p: Parameters) -> cells.Parameters:
+    return cells.Parameters(*p[:7])
+
+
+def _states(y: States) -> cells.States:
+    return cells.States(*y[:3])
 
 
 class CytokineRelease(AbstractStructure[Parameters, States]):
@@ -71,18 +79,18 @@ class CytokineRelease(AbstractStructure[Parameters, States]):
     treatable = True
 
     def initial(self, p, x):
-        return States(*_CELLS.initial(p, x), il6=p.base_il6, ifng=p.base_ifng)
+        return States(*_CELLS.initial(_parameters(p), x), il6=p.base_il6, ifng=p.base_ifng)
 
     def rhs(self, t, y, p, x):
         stimulated = y.effector * y.antigen / (1 + y.antigen)
         return States(
-            *_CELLS.rhs(t, y, p, x),
+            *_CELLS.rhs(t, _states(y), _parameters(p), x),
             il6=p.d_il6 * (p.base_il6 - y.il6) + p.p_il6 * stimulated,
             ifng=p.d_ifng * (p.base_ifng - y.ifng) + p.p_ifng * stimulated,
         )
 
     def output(self, y, p):
-        return _CELLS.output(y, p) | {"il6": jnp.log(y.il6), "ifng": jnp.log(y.ifng)}
+        return _CELLS.output(_states(y), _parameters(p)) | {"il6": jnp.log(y.il6), "ifng": jnp.log(y.ifng)}
 
     def to_coordinates(self, y, p):
         return (jnp.log(y.effector), y.memory, jnp.log(y.antigen), y.il6, y.ifng)
