@@ -1,11 +1,11 @@
 """How a structure's curves are computed, for a batch with the patient axis last.
 
 ``make_grid`` lays out, once and outside JAX, where every patient's solver steps end; ``curves`` then solves.
-A structure with a closed form is evaluated; an ODE is solved by Runge-Kutta steps of fixed length on a grid
-that is fine while cells expand and coarse later, each patient's steps ending on its own samples; a stiff
-structure by an implicit adaptive solver. The gradient of the fixed grid is the exact gradient of the
-discretised density, so the sampler stays valid whatever the grid; how far the grid is from the ODE is checked
-after a fit against ``reference_curve``.
+A structure with a closed form is evaluated; an ODE is solved by steps of fixed length on a grid that is fine
+while cells expand and coarse later, each patient's steps ending on its own samples: Runge-Kutta steps, or, of a
+stiff structure, linearly implicit ones. The gradient of the fixed grid is the exact gradient of the discretised
+density, so the sampler stays valid whatever the grid; how far the grid is from the ODE is checked after a fit
+against ``reference_curve``.
 """
 
 import math
@@ -23,14 +23,42 @@ from carkinetics.structure import AbstractStructure, Inputs
 
 # Longest step (day) up to a day: fine where cells double within a day.
 GRADES = ((14.0, 0.8), (28.0, 1.25), (60.0, 2.5), (math.inf, 6.0))
+# Of stiff structures, up to a day after each infusion: what it disturbs relaxes within minutes to hours.
+STIFF_GRADES = ((0.01, 0.0025), (0.04, 0.0075), (0.13, 0.03), (0.4, 0.09), (1.0, 0.2))
 # A step's ends are looked at from just inside it: a rate that jumps there belongs to one side only.
 _INSIDE = 1e-9
-_STIFF_TOLERANCE = 1e-6
 # Tsitouras' method without its last stage, which serves the estimate of an error that nobody asks for here.
 _TSIT5: Any = diffrax.Tsit5.tableau
 _LAST = tuple(map(float, _TSIT5.b_sol[:-1]))
 _NODES = (0.0, *map(float, _TSIT5.c[:-1]))
 _WEIGHTS = ((), *(tuple(map(float, row)) for row in _TSIT5.a_lower[:-1]))
+# Rodas5P (Steinebach G, BIT Numer Math 2023;63:27, doi:10.1007/s10543-023-00967-x), in the form that needs no
+# product with the Jacobian: linearly implicit, of order five also on stiff problems, L-stable. Every stage after
+# the fifth adds the one before it to the state; the last is added to the result.
+_GAMMA = 0.21193756319429014
+_ROSENBROCK_NODES = (0.0, 0.6358126895828704, 0.4095798393397535, 0.9769306725060716, 0.4288403609558664, 1.0, 1.0, 1.0)
+_SLOPES = (_GAMMA, -0.42387512638858027, -0.3384627126235924, 1.8046452872882734, 2.325825639765069, 0.0, 0.0, 0.0)
+_STATES = (
+    (),
+    (3.0,),
+    (2.849394379747939, 0.45842242204463923),
+    (-6.954028509809101, 2.489845061869568, -10.358996098473584),
+    (2.8029986275628964, 0.5072464736228206, -0.3988312541770524, -0.04721187230404641),
+)
+_FIFTH = (-7.502846399306121, 2.561846144803919, -11.627539656261098, -0.18268767659942256, 0.030198172008377946)
+_STATES = (*_STATES, _FIFTH, (*_FIFTH, 1.0), (*_FIFTH, 1.0, 1.0))
+_RATES = (
+    (),
+    (-14.155112264123755,),
+    (-17.97296035885952, -2.859693295451294),
+    (147.12150275711716, -1.41221402718213, 71.68940251302358),
+    (165.43517024871676, -0.4592823456491126, 42.90938336958603, -5.961986721573306),
+    (24.854864614690072, -3.0009227002832186, 47.4931110020768, 5.5814197821558125, -0.6610691825249471),
+    (30.91273214028599, -3.1208243349937974, 77.79954646070892, 34.28646028294783, -19.097331116725623,
+     -28.087943162872662),
+    (37.80277123390563, -3.2571969029072276, 112.26918849496327, 66.9347231244047, -40.06618937091002,
+     -54.66780262877968, -9.48861652309627),
+)  # fmt: skip
 MAX_STEPS = 20_000
 # Divides the steps where curves must be right to 1e-5; the standard grid is right to 2e-3 at published values.
 ACCURATE = 3
@@ -72,7 +100,7 @@ def make_grid(
         Divides every step by this: 2 halves them.
     """
     with jax.enable_x64(True):
-        if structure.closed_form or structure.stiff:
+        if structure.closed_form:
             return Grid(jnp.asarray(time, float))
         time = np.asarray(time, float)
         known = np.concatenate([np.asarray(known, float) for known in _known_times(x)])
@@ -82,8 +110,11 @@ def make_grid(
             schedules, whose = stops[:, :1], np.zeros(stops.shape[1], int)
         else:
             schedules, whose = np.unique(stops, axis=1, return_inverse=True)
-        finer, n = refine * structure.refine, len(time)
-        columns = [_ends(column[:n], column[n:], finer) for column in schedules.T]
+        finer, n, infusions = refine * structure.refine, len(time), len(x.later_day)
+        columns = [
+            _ends(c[:n], c[n:], np.append(0.0, c[n : n + infusions]) if structure.stiff else None, finer)
+            for c in schedules.T
+        ]
         depth = max(len(c) for c in columns)
         ends = np.stack([np.pad(c, (0, depth - len(c)), mode="edge") for c in columns], axis=1)
         at = np.stack([np.searchsorted(c, t) for c, t in zip(columns, schedules[:n].T, strict=True)], axis=1)
@@ -111,19 +142,37 @@ def _added(ends: Float[np.ndarray, "step subject"], x: Inputs) -> Float[Array, "
 
 
 def _ends(
-    times: Float[np.ndarray, " time"], known: Float[np.ndarray, " known"], refine: int
+    times: Float[np.ndarray, " time"],
+    known: Float[np.ndarray, " known"],
+    infused: Float[np.ndarray, " infusion"] | None,
+    refine: int,
 ) -> Float[np.ndarray, " step"]:
-    """Ends of one patient's steps: its times, and between them equal steps no longer than the grade allows."""
+    """Ends of one patient's steps: its times, and between them equal steps no longer than the grade allows.
+
+    ``infused`` are the days of infusions after which steps must be short; None where no step need be.
+    """
     ends, here = [], 0.0
     for t in np.unique(np.append(times, known[(known > 0) & (known < times[-1])])):
         while here < t:
-            until, longest = next(g for g in GRADES if here < g[0])
+            until, longest = _grade(here, infused)
             stop = min(t, until)
             n = max(1, math.ceil((stop - here) * refine / longest - 1e-9))
             ends.append(np.append(here + (stop - here) * np.arange(1, n) / n, stop))  # the last one exactly
             here = stop
     # A first step of no length: a sample on day 0 is the end of it.
     return np.concatenate([np.zeros(1), *ends])
+
+
+def _grade(here: float, infused: Float[np.ndarray, " infusion"] | None) -> tuple[float, float]:
+    """Until which day (day) a step from ``here`` may go, and how long it may be at most."""
+    until, longest = next(g for g in GRADES if here < g[0])
+    if infused is None:
+        return until, longest
+    last = infused[infused <= here].max()
+    for after, length in STIFF_GRADES:
+        if here < last + after:
+            return min(until, last + after), min(longest, length)
+    return until, longest
 
 
 def curves(structure: AbstractStructure, grid: Grid, p: tuple, x: Inputs) -> dict[str, Float[Array, "time subject"]]:
@@ -138,13 +187,11 @@ def curves(structure: AbstractStructure, grid: Grid, p: tuple, x: Inputs) -> dic
     """
     if structure.closed_form:
         return structure.curve(grid.time, p, x)
-    if structure.stiff:
-        return _implicit(structure, grid.time, p, x)
-    return _runge_kutta(structure, grid, p, x)
+    return _stepped(structure, grid, p, x)
 
 
-def _runge_kutta(structure: AbstractStructure, grid: Grid, p, x: Inputs) -> dict[str, Float[Array, "time subject"]]:
-    """Runge-Kutta of order five (Tsitouras), one scan over the steps of all patients."""
+def _stepped(structure: AbstractStructure, grid: Grid, p, x: Inputs) -> dict[str, Float[Array, "time subject"]]:
+    """One scan over the steps of all patients."""
     assert grid.ends is not None
     assert grid.at is not None
     ends, at, added = grid.ends, grid.at, grid.added
@@ -160,7 +207,7 @@ def _runge_kutta(structure: AbstractStructure, grid: Grid, p, x: Inputs) -> dict
             order = jnp.argsort(ends, axis=0)
             ends = jnp.take_along_axis(ends, order, axis=0)
             added = jnp.take_along_axis(jnp.concatenate([added, jnp.zeros_like(jumps)]), order, axis=0)
-    rate = _rate(structure, p, x)
+    rate, advanced = _rate(structure, p, x), _rosenbrock if structure.stiff else _runge_kutta
 
     def infused(u, dose):
         more = structure.to_coordinates(structure.infuse(structure.from_coordinates(u, p), dose, p), p)
@@ -170,12 +217,7 @@ def _runge_kutta(structure: AbstractStructure, grid: Grid, p, x: Inputs) -> dict
     def step(state, at_end):
         end, dose = at_end
         t, u = state
-        h = end - t
-        inside, k = _INSIDE * h, []
-        for node, weights in zip(_NODES, _WEIGHTS, strict=True):
-            at = jnp.clip(t + node * h, t + inside, end - inside)
-            k.append(rate(at, _moved(u, h, weights, k)))
-        u = _moved(u, h, _LAST, k)
+        u = advanced(rate, t, end, u)
         return (end, u if dose is None else infused(u, dose)), u  # a sample at an infusion's time is drawn before it
 
     start = structure.to_coordinates(structure.initial(p, x), p)
@@ -183,6 +225,45 @@ def _runge_kutta(structure: AbstractStructure, grid: Grid, p, x: Inputs) -> dict
     _, path = jax.lax.scan(step, (jnp.zeros(ends.shape[1]), start), (ends, added))
     wanted = jax.tree.map(lambda x: jnp.take_along_axis(x, at, axis=0), path)
     return structure.output(structure.from_coordinates(wanted, p), p)
+
+
+def _inside(t, end, node: float):
+    """The time of a stage, which sees only the step's own side of a jump at either end."""
+    h = end - t
+    return jnp.clip(t + node * h, t + _INSIDE * h, end - _INSIDE * h)
+
+
+def _runge_kutta(rate, t, end, u):
+    """``u`` after a step from ``t`` to ``end``, by Tsitouras' method of order five."""
+    h, k = end - t, []
+    for node, weights in zip(_NODES, _WEIGHTS, strict=True):
+        k.append(rate(_inside(t, end, node), _moved(u, h, weights, k)))
+    return _moved(u, h, _LAST, k)
+
+
+def _rosenbrock(rate, t, end, u):
+    """``u`` after a step from ``t`` to ``end``, by Rodas5P: eight linear solves with one matrix.
+
+    The derivative of a solve is a solve, so forward and reverse derivatives of any order go through it, which an
+    iteration to convergence does not give.
+    """
+    h, (y, tree) = end - t, jax.tree.flatten(u)
+    y = jnp.stack(y)  # (state, subject)
+
+    def slope(t, y):
+        return jnp.stack(jax.tree.leaves(rate(t, jax.tree.unflatten(tree, list(y)))))
+
+    start, unit = _inside(t, end, 0.0), jnp.eye(len(y), dtype=y.dtype)
+    jacobian = jax.vmap(lambda v: jax.jvp(lambda y: slope(start, y), (y,), (v,))[1])(
+        jnp.broadcast_to(unit[:, :, None], (*unit.shape, *h.shape))
+    )  # (by state, state, subject)
+    by_time = jax.jvp(lambda t: slope(t, y), (start,), (jnp.ones_like(start),))[1]
+    inverse = jnp.linalg.inv(unit / _GAMMA - jnp.moveaxis(h * jacobian, (0, 1), (-1, -2)))  # (subject, state, state)
+    k = []
+    for node, states, rates, by in zip(_ROSENBROCK_NODES, _STATES, _RATES, _SLOPES, strict=True):
+        wanted = h * slope(_inside(t, end, node), _moved(y, 1.0, states, k)) + h**2 * by * by_time
+        k.append(jnp.einsum("sij,js->is", inverse, _moved(wanted, 1.0, rates, k)))
+    return jax.tree.unflatten(tree, list(_moved(y, 1.0, (*_STATES[-1], 1.0), k)))
 
 
 def _moved(u, h, weights, rates):
@@ -202,15 +283,6 @@ def _rate(structure: AbstractStructure, p, x: Inputs):
         return jax.jvp(lambda y: structure.to_coordinates(y, p), (y,), (structure.rhs(t, y, p, x),))[1]
 
     return rate
-
-
-def _implicit(structure: AbstractStructure, time, p, x: Inputs) -> dict[str, Float[Array, "time subject"]]:
-    """An implicit adaptive solver, patient by patient; a failed solve is not finite, and so rejected."""
-
-    def one(time, p, x):
-        return _adaptive(structure, time, p, x, solver=diffrax.Kvaerno5(), tol=_STIFF_TOLERANCE)[0]
-
-    return jax.vmap(one, in_axes=-1, out_axes=1)(time, p, x)
 
 
 def reference_curve(

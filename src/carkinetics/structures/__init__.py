@@ -1,7 +1,10 @@
 """The equations, one file each. A new structure is a new file and one line here."""
 
 from carkinetics.structure import AbstractStructure
+from carkinetics.structures.car_binding import CarBinding
 from carkinetics.structures.competition import Competition
+from carkinetics.structures.cytokine_release import CytokineRelease
+from carkinetics.structures.cytokines import Cytokines
 from carkinetics.structures.effector_memory_antigen import EffectorMemoryAntigen
 from carkinetics.structures.expansion_contraction import ExpansionContraction
 from carkinetics.structures.expansion_contraction_sites import ExpansionContractionSites
@@ -10,13 +13,17 @@ from carkinetics.structures.lag_expansion_contraction import LagExpansionContrac
 from carkinetics.structures.phenotype_ladder import PhenotypeLadder
 from carkinetics.structures.phenotype_ladder_cd4_cd8 import PhenotypeLadderCd4Cd8
 from carkinetics.structures.saturable_growth import SaturableGrowth
+from carkinetics.structures.sites_exchange import SitesExchange
 from carkinetics.structures.smooth_gates import SmoothGates
 from carkinetics.structures.tumour_escape import TumourEscape
 
 STRUCTURES: dict[str, AbstractStructure] = {
     s.name: s
     for s in (
+        CarBinding(),
         Competition(),
+        CytokineRelease(),
+        Cytokines(),
         EffectorMemoryAntigen(),
         ExpansionContraction(),
         ExpansionContractionSites(),
@@ -25,6 +32,7 @@ STRUCTURES: dict[str, AbstractStructure] = {
         PhenotypeLadder(),
         PhenotypeLadderCd4Cd8(),
         SaturableGrowth(),
+        SitesExchange(),
         SmoothGates(),
         TumourEscape(),
     )
