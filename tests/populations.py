@@ -42,6 +42,15 @@ class Population(NamedTuple):
 
 # Structures for which no published model has all its numbers: plausible ones, log-normal, {name: (value, omega)}.
 EXAMPLES: dict[str, dict[str, tuple[float, float]]] = {
+    "effector_memory": {
+        "foldx": (1000.0, 1.0),
+        "tmax": (9.3, 0.4),
+        "cmax": (24000.0, 0.8),
+        "alpha": (0.16, 0.5),
+        "conv": (0.004, 0.7),
+        "delay": (6.0, 0.5),
+        "beta": (0.0032, 0.6),
+    },
     "effector_memory_antigen": {
         "e0": (5.0, 0.8),
         "rho": (1.2, 0.25),
@@ -57,6 +66,49 @@ UNKNOWN_OMEGA = 0.5  # where nobody has published the between-patient SD
 
 # Where formulas and solvers break: parameters at the edge, by structure.
 CORNERS: dict[str, dict[str, dict[str, float]]] = {
+    "antigen_expansion": {
+        "no tumour": {"u0": 1e-30},
+        "1e12 cells of tumour": {"u0": 1e12},
+        "tumour is cleared at once": {"kill": 50.0},
+        "growth ends at a sample": {"tmax": 14.0},
+        "growth ends after the last sample": {"tmax": 5000.0},
+        "alpha + conv equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02},
+        "largest tumour of one unit": {"umax": 1.0},
+        "tumour at the threshold of cure": {"u0": 0.1},
+    },
+    "cartmath": {
+        "no tumour": {"t0": 1e-30},
+        "1e12 cells of tumour": {"t0": 1e12},
+        "no recall": {"theta": 0.0},
+        "nothing dies": {"rho": 0.0, "mu": 0.0},
+    },
+    "effector_memory": {
+        "alpha + conv equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02},
+        "alpha + conv nearly equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02 + 1e-9},
+        "no delay": {"delay": 0.0},
+        "peak at a sample": {"tmax": 14.0},
+        "conversion begins at a sample": {"tmax": 9.0, "delay": 5.0},
+        "conversion begins after the last sample": {"delay": 5000.0},
+        "peak after the last sample": {"tmax": 5000.0},
+        "memory is lost faster than effectors": {"beta": 6.0},
+        "effectors are lost at once": {"alpha": 6.0},
+        "no conversion": {"conv": 1e-30},
+    },
+    "first_order_expansion": {
+        "alpha + conv equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02},
+        "alpha + conv nearly equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02 + 1e-9},
+        "peak at a sample": {"tmax": 14.0},
+        "peak after the last sample": {"tmax": 5000.0, "rho": 0.01},
+        "memory is lost faster than effectors": {"beta": 6.0},
+        "effectors are lost at once": {"alpha": 6.0},
+        "no conversion": {"conv": 1e-30},
+    },
+    "predator_prey": {
+        "no tumour": {"u0": 1e-30},
+        "1e12 cells of tumour": {"u0": 1e12, "rho": 1e-12},
+        "equilibrium": {"e0": 1000.0, "u0": 0.16 / 0.0018},
+        "tumour is cleared at once": {"kill": 0.1},
+    },
     "expansion_contraction": {
         "alpha equals beta": {"alpha": 0.01, "beta": 0.01},
         "peak at a sample": {"tmax": 14.0},
