@@ -79,8 +79,6 @@ CORNERS: dict[str, dict[str, dict[str, float]]] = {
     "cartmath": {
         "no tumour": {"t0": 1e-30},
         "1e12 cells of tumour": {"t0": 1e12},
-        "no recall": {"theta": 0.0},
-        "nothing dies": {"rho": 0.0, "mu": 0.0},
     },
     "effector_memory": {
         "alpha + conv equals beta": {"alpha": 0.01, "conv": 0.01, "beta": 0.02},

@@ -71,7 +71,7 @@ class AntigenExpansion(AbstractStructure[Parameters, States]):
     outputs = ("level", "tumour")
     treatable = True
     # Cells and tumour pass each other within hours: the published growth rate is nine a day.
-    refine = 6
+    refine = 3
 
     def initial(self, p, x):
         return States(effector=p.e0, memory=jnp.zeros_like(p.e0), tumour=p.u0)

@@ -32,14 +32,18 @@ class States(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """Effectors and tumour as logs, effectors with a floor (there may be none); memory, which starts at zero, as is."""
+    """The tumour as its log; cells as they are.
 
-    ln_effector: Float[Array, "*n"]
+    The log of effectors would have the recall of memory over effectors as its rate, which is noise where both are
+    gone, and the log of memory, which starts at zero, is not finite. An implicit solver needs neither.
+    """
+
+    effector: Float[Array, "*n"]
     memory: Float[Array, "*n"]
     ln_tumour: Float[Array, "*n"]
 
 
-_NO_CELLS = 1e-60  # cells; stands for none in a logarithm, within what level() keeps
+_NO_CELLS = 1e-3  # of a cell: stands for none in a logarithm, where a solver has only its tolerance left
 
 
 class Cartmath(AbstractStructure[Parameters, States]):
@@ -79,10 +83,9 @@ class Cartmath(AbstractStructure[Parameters, States]):
         )
 
     def output(self, y, p):
-        memory = jnp.maximum(y.memory, 0.0)  # a solver may fall short of none by its tolerance
         return {
-            "level": jnp.log(y.effector + memory + _NO_CELLS),
-            "memory": jnp.log(memory + _NO_CELLS),
+            "level": jnp.log(jnp.maximum(y.effector + y.memory, 0.0) + _NO_CELLS),
+            "memory": jnp.log(jnp.maximum(y.memory, 0.0) + _NO_CELLS),
             "tumour": jnp.log(y.tumour),
         }
 
@@ -90,7 +93,7 @@ class Cartmath(AbstractStructure[Parameters, States]):
         return y._replace(effector=y.effector + dose)
 
     def to_coordinates(self, y, p):
-        return Steps(jnp.log(y.effector + _NO_CELLS), y.memory, jnp.log(y.tumour))
+        return Steps(y.effector, y.memory, jnp.log(y.tumour))
 
     def from_coordinates(self, u, p):
-        return States(level(u.ln_effector) - _NO_CELLS, u.memory, level(u.ln_tumour))
+        return States(u.effector, u.memory, level(u.ln_tumour))

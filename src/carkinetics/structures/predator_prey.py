@@ -54,7 +54,7 @@ class PredatorPrey(AbstractStructure[Parameters, States]):
     outputs = ("level", "tumour")
     treatable = True
     # A second wave comes months later, as steep as the first, and the standard steps are coarse by then.
-    refine = 12
+    refine = 18
 
     def initial(self, p, x):
         return States(effector=p.e0, tumour=p.u0)
