@@ -42,6 +42,27 @@ class Population(NamedTuple):
 
 # Structures for which no published model has all its numbers: plausible ones, log-normal, {name: (value, omega)}.
 EXAMPLES: dict[str, dict[str, tuple[float, float]]] = {
+    "exhaustion": {
+        "beta": (1.2, 0.3),
+        "eta": (0.1, 0.5),
+        "kmin": (0.05, 0.4),
+        "kmax": (1.1, 0.2),
+        "tk": (11.0, 0.3),
+        "hk": (6.0, 0.2),
+        "half": (1e8, 0.5),
+        "xi": (0.2, 0.3),
+        "eps": (0.004, 0.5),
+        "lam": (0.03, 0.5),
+        "theta": (1e-13, 0.5),
+        "alpha": (1e-13, 0.5),
+        "mu": (0.005, 0.5),
+        "delta": (0.15, 0.4),
+        "r": (0.03, 0.5),
+        "b": (1e-12, 0.3),
+        "gamma": (0.8, 0.3),
+        "a": (0.1, 0.5),
+        "t0": (5e10, 0.8),
+    },
     "effector_memory": {
         "foldx": (1000.0, 1.0),
         "tmax": (9.3, 0.4),
@@ -106,6 +127,16 @@ CORNERS: dict[str, dict[str, dict[str, float]]] = {
         "1e12 cells of tumour": {"u0": 1e12, "rho": 1e-12},
         "equilibrium": {"e0": 1000.0, "u0": 0.16 / 0.0018},
         "tumour is cleared at once": {"kill": 0.1},
+    },
+    "exhaustion": {
+        "no tumour": {"t0": 1e-30},
+        "1e12 cells of tumour": {"t0": 1e12},
+        "tumour is cleared at once": {"gamma": 20.0},
+        "nothing engrafts": {"eta": 0.0},
+        "infused cells stay": {"beta": 0.0},
+        "infused cells go at once": {"beta": 20.0},
+        "growth ends at a sample": {"tk": 14.0, "hk": 200.0},
+        "memory alone is left": {"xi": 5.0, "mu": 0.0},
     },
     "expansion_contraction": {
         "alpha equals beta": {"alpha": 0.01, "beta": 0.01},

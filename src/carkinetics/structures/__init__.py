@@ -5,6 +5,7 @@ from carkinetics.structures.antigen_expansion import AntigenExpansion
 from carkinetics.structures.cartmath import Cartmath
 from carkinetics.structures.effector_memory import EffectorMemory
 from carkinetics.structures.effector_memory_antigen import EffectorMemoryAntigen
+from carkinetics.structures.exhaustion import Exhaustion
 from carkinetics.structures.expansion_contraction import ExpansionContraction
 from carkinetics.structures.first_order_expansion import FirstOrderExpansion
 from carkinetics.structures.predator_prey import PredatorPrey
@@ -16,6 +17,7 @@ STRUCTURES: dict[str, AbstractStructure] = {
         Cartmath(),
         EffectorMemory(),
         EffectorMemoryAntigen(),
+        Exhaustion(),
         ExpansionContraction(),
         FirstOrderExpansion(),
         PredatorPrey(),

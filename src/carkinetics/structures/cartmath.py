@@ -43,6 +43,7 @@ class Steps(NamedTuple):
     ln_tumour: Float[Array, "*n"]
 
 
+_FASTEST = 1e6  # per day: what a tumour does within a tenth of a second is done at once; it may grow without end
 _NO_CELLS = 1e-3  # of a cell: stands for none in a logarithm, where a solver has only its tolerance left
 
 
@@ -65,7 +66,7 @@ class Cartmath(AbstractStructure[Parameters, States]):
     name = "cartmath"
     parameters = Parameters
     states = States
-    outputs = ("level", "memory", "tumour")
+    outputs = ("level", "tumour")
     treatable = True
     uses_dose = True
     stiff = True
@@ -74,8 +75,8 @@ class Cartmath(AbstractStructure[Parameters, States]):
         return States(effector=x.dose, memory=jnp.zeros_like(x.dose), tumour=p.t0)
 
     def rhs(self, t, y, p, x):
-        recalled = p.theta * y.tumour * y.memory
-        growth = x.growth(t) * p.phi - p.rho - p.alpha * y.tumour
+        recalled = jnp.minimum(p.theta * y.tumour, _FASTEST) * y.memory
+        growth = x.growth(t) * p.phi - p.rho - jnp.minimum(p.alpha * y.tumour, _FASTEST)
         return States(
             effector=growth * y.effector + recalled,
             memory=p.eps * y.effector - recalled - p.mu * y.memory,
@@ -85,8 +86,7 @@ class Cartmath(AbstractStructure[Parameters, States]):
     def output(self, y, p):
         return {
             "level": jnp.log(jnp.maximum(y.effector + y.memory, 0.0) + _NO_CELLS),
-            "memory": jnp.log(jnp.maximum(y.memory, 0.0) + _NO_CELLS),
-            "tumour": jnp.log(y.tumour),
+            "tumour": jnp.log(jnp.maximum(y.tumour, 0.0) + _NO_CELLS),
         }
 
     def infuse(self, y, dose, p):
