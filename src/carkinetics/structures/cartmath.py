@@ -44,6 +44,7 @@ class Steps(NamedTuple):
 
 
 _FASTEST = 1e6  # per day: what a tumour does within a tenth of a second is done at once; it may grow without end
+_SCALE = 1e6  # cells in which the solver counts: its absolute tolerance is then a thousandth of a cell
 _NO_CELLS = 1e-3  # of a cell: stands for none in a logarithm, where a solver has only its tolerance left
 
 
@@ -89,11 +90,8 @@ class Cartmath(AbstractStructure[Parameters, States]):
             "tumour": jnp.log(jnp.maximum(y.tumour, 0.0) + _NO_CELLS),
         }
 
-    def infuse(self, y, dose, p):
-        return y._replace(effector=y.effector + dose)
-
     def to_coordinates(self, y, p):
-        return Steps(y.effector, y.memory, jnp.log(y.tumour))
+        return Steps(y.effector / _SCALE, y.memory / _SCALE, jnp.log(y.tumour))
 
     def from_coordinates(self, u, p):
-        return States(u.effector, u.memory, level(u.ln_tumour))
+        return States(u.effector * _SCALE, u.memory * _SCALE, level(u.ln_tumour))
