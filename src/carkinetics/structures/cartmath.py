@@ -57,7 +57,8 @@ class Cartmath(AbstractStructure[Parameters, States]):
     ``E(0) = dose, M(0) = 0, U(0) = t0``
 
     The level is ``E + M``, in cells. Effectors become memory without being fewer for it, as in the paper. Only
-    ``phi - rho`` can be found from data. In numbers, and ``theta U`` may be 20,000 a day: stiff.
+    ``phi - rho`` can be found from data. ``theta U`` may be 20,000 a day: the implicit solver is used, and a patient
+    has one infusion.
 
     References
     ----------
