@@ -176,6 +176,8 @@ EXAMPLES: dict[str, dict[str, tuple[float, float]]] = {
     },
 }
 DOSE = 2e8  # viable CAR+ cells, of the examples
+# Days after which a curve means nothing: mice in which a tumour grows that nothing stops.
+HORIZON = {"barros_2021_raji": 21.0}
 UNKNOWN_OMEGA = 0.5  # where nobody has published the between-patient SD
 
 # Where formulas and solvers break: parameters at the edge, by structure.

@@ -44,7 +44,7 @@ class Steps(NamedTuple):
 
 
 _FASTEST = 1e6  # per day: what a tumour does within a tenth of a second is done at once; it may grow without end
-_SCALE = 1e6  # cells in which the solver counts: its absolute tolerance is then a thousandth of a cell
+_SCALE = 1e6  # cells in which the solver counts: the reference's absolute tolerance is then far below one
 _NO_CELLS = 1e-3  # of a cell: stands for none in a logarithm, where a solver has only its tolerance left
 
 
@@ -57,8 +57,7 @@ class Cartmath(AbstractStructure[Parameters, States]):
     ``E(0) = dose, M(0) = 0, U(0) = t0``
 
     The level is ``E + M``, in cells. Effectors become memory without being fewer for it, as in the paper. Only
-    ``phi - rho`` can be found from data. ``theta U`` may be 20,000 a day: the implicit solver is used, and a patient
-    has one infusion.
+    ``phi - rho`` can be found from data. ``theta U`` may be 20,000 a day: the steps are implicit.
 
     References
     ----------
@@ -72,6 +71,7 @@ class Cartmath(AbstractStructure[Parameters, States]):
     treatable = True
     uses_dose = True
     stiff = True
+    refine = 5  # what a tumour that nothing stops asks for: it recalls memory ever faster
 
     def initial(self, p, x):
         return States(effector=x.dose, memory=jnp.zeros_like(x.dose), tumour=p.t0)
@@ -84,6 +84,9 @@ class Cartmath(AbstractStructure[Parameters, States]):
             memory=p.eps * y.effector - recalled - p.mu * y.memory,
             tumour=(p.r * (1 - p.b * y.tumour) - p.gamma * y.effector) * y.tumour,
         )
+
+    def infuse(self, y, dose, p):
+        return y._replace(effector=y.effector + dose)
 
     def output(self, y, p):
         return {
