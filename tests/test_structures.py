@@ -238,7 +238,7 @@ def test_a_dose_split_within_seconds_is_one_dose(population):
         assert np.abs(np.asarray(one - whole)[1]).max() > 0.01
         # The reference goes from infusion to infusion, too.
         late = inputs(half, course=x.course, later_day=jnp.array([[6.3]]), later_dose=half[None])
-        ours = curves(population, values, late, times=times, refine=solvers.ACCURATE)["level"]
+        ours = curves(population, values, late, times=times, refine=2 * solvers.ACCURATE)["level"]
         p, single = as_arguments(
             population.structure, jnp.asarray(values[:, 0]), jax.tree.map(lambda a: a[..., 0], late)
         )

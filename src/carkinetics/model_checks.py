@@ -10,7 +10,7 @@ from carkinetics import solvers
 from carkinetics.errors import ModelError
 from carkinetics.model import Model
 from carkinetics.model_parts import Check, nearest_or_raise
-from carkinetics.population import ln_curves, make_layout, natural
+from carkinetics.population import compiled_ln_curves, make_layout, natural
 from carkinetics.structure import Course, Inputs, inputs
 
 QUANTITIES = (
@@ -30,7 +30,7 @@ def typical_curves(model: Model, times: Float[np.ndarray, " time"], *, refine: i
         values = natural(make_layout(model), jnp.array([[p.theta] for p in model.parameters]))
         x = typical_inputs(model)
         grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None], x, refine=refine)
-        curves = ln_curves(model.structure, grid, values, x)
+        curves = compiled_ln_curves(model.structure, grid, values, x)
     found = {name: np.exp(np.asarray(curves[name])[:, 0]) for name in model.structure.outputs}
     return pd.DataFrame(found, index=pd.Index(times, name="TIME"))
 

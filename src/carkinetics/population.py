@@ -6,6 +6,7 @@ reuses the compiled program.
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -147,6 +148,12 @@ def ln_curves(
 ) -> dict[str, Float[Array, "time subject"]]:
     """Natural log of every output at the grid's times, from natural-scale parameters."""
     return solvers.curves(structure, grid, *as_arguments(structure, values, x))
+
+
+@partial(jax.jit, static_argnums=0)
+def compiled_ln_curves(structure: AbstractStructure, grid: Grid, values, x: Inputs):
+    """:func:`ln_curves`, compiled once for each structure and shape."""
+    return ln_curves(structure, grid, values, x)
 
 
 def ln_pred(layout: Layout, individual: Float[Array, "parameter subject"], obs: Observations) -> Float[Array, " obs"]:

@@ -19,7 +19,7 @@ from carkinetics.errors import ModelError
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.inputs import ln_offset
 from carkinetics.model import Model
-from carkinetics.population import ln_curves, make_layout, natural, prior_phi, split_phi
+from carkinetics.population import compiled_ln_curves, make_layout, natural, prior_phi, split_phi
 from carkinetics.structure import AbstractStructure, Inputs
 from carkinetics.transforms import TRANSFORMS
 
@@ -264,11 +264,6 @@ def _with_classes(design: _Design, theta, people: pd.DataFrame, random: np.rando
     return theta, people.assign(CLASS=np.where(second, mixture.label, "reference"))
 
 
-@partial(jax.jit, static_argnums=0)
-def _ln_curves(structure: AbstractStructure, grid: solvers.Grid, values, x: Inputs):
-    return ln_curves(structure, grid, values, x)
-
-
 def solve(
     structure: AbstractStructure,
     times: Float[np.ndarray, " time"],
@@ -290,7 +285,7 @@ def solve(
         with jax.enable_x64(True):  # a thread of its own has JAX's default
             of = jax.tree.map(lambda a: a[..., here], x)
             grid = shared or solvers.make_grid(structure, schedule, of, refine=refine)
-            ln = _ln_curves(structure, grid, values[:, here], of)
+            ln = compiled_ln_curves(structure, grid, values[:, here], of)
             for name, curve in ln.items():
                 found[name][:, begin : begin + width] = np.asarray(curve)[:, : n - begin]
 
