@@ -27,7 +27,7 @@ FLOOR = 1e-12
 def times_of(population):
     """Days on which a population is solved: a year, or as long as it lives."""
     last = HORIZON.get(population.label, np.inf)
-    return TIMES[TIMES <= last]
+    return np.array([t for t in TIMES if t <= last])
 
 
 each = pytest.mark.parametrize("population", POPULATIONS, ids=[p.label for p in POPULATIONS])
