@@ -101,3 +101,26 @@ def test_module_and_help():
     assert result.returncode == 0
     assert "demo" in result.stdout
     assert run("nonsense").returncode == 2  # argparse's own
+
+
+def test_a_model_is_shown_with_its_curve(tmp_path, capsys, monkeypatch):
+    """``models NAME`` has equations, sources and a figure; one without numbers says which are absent."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["models", "chaudhury_2020_first_order"]) == 0
+    out = capsys.readouterr().out
+    assert "doi:" in out
+    assert (tmp_path / "carkinetics-models" / "chaudhury_2020_first_order.png").stat().st_size > 5000
+    assert cli.main(["models", "paixao_2022"]) == 0
+    assert "No figure: these numbers are not known" in capsys.readouterr().out
+
+
+def test_a_simulated_trial_can_be_read(tmp_path, capsys):
+    """``simulate`` writes what ``check`` reads."""
+    path = tmp_path / "trial.csv"
+    options = ["--patients", "7", "--days", "1", "7", "14", "--dose-per-kg", "2e6", "--out", str(path)]
+    assert cli.main(["simulate", "stein_2019_tisagenlecleucel", *options]) == 0
+    assert "7 virtual patients, 21 samples" in capsys.readouterr().out
+    assert cli.main(["check", str(path)]) == 0
+    assert "7 subjects, 21 observations" in capsys.readouterr().out
+    assert cli.main(["simulate", "wu_2025_idecabtagene", "--out", str(path)]) == 1
+    assert "numbers that are not known" in capsys.readouterr().err
