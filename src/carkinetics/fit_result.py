@@ -192,7 +192,9 @@ class Fit:
 
     def _disagreed(self) -> str:
         """The patients and parameters with the largest R-hat, in words."""
-        eta = self.tree["posterior"].to_dataset()["eta"].transpose("chain", "draw", "subject", "parameter")
+        random = [p.name for p in self.model.parameters if p.iiv]
+        eta = self.tree["posterior"].to_dataset()["eta"].sel(parameter=random)
+        eta = eta.transpose("chain", "draw", "subject", "parameter")
         rhat, _, _ = convergence(eta.values.reshape(*eta.shape[:2], -1).astype(float))
         order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > RHAT_FAILED]
         worst: dict[str, str] = {}  # by patient

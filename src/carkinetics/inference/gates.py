@@ -11,7 +11,7 @@ _TAIL = (0.05, 0.95)  # quantiles of which tail ESS is the smaller: Vehtari et a
 def convergence(
     draws: Float[np.ndarray, "chain draw quantity"],
 ) -> tuple[Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"], Float[np.ndarray, " quantity"]]:
-    """Rank-normalised split R-hat, bulk ESS and tail ESS of every quantity.
+    """Rank-normalised split R-hat, bulk ESS and tail ESS of every quantity; R-hat is NaN of one that never moved.
 
     References
     ----------
@@ -19,9 +19,10 @@ def convergence(
     """
     from arviz_stats.base.array import array_stats
 
-    rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1)
-    bulk = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="bulk")
-    tail = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="tail", prob=_TAIL)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a quantity that never moved has no R-hat
+        rhat = array_stats.rhat(draws, chain_axis=0, draw_axis=1)
+        bulk = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="bulk")
+        tail = array_stats.ess(draws, chain_axis=0, draw_axis=1, method="tail", prob=_TAIL)
     return np.atleast_1d(rhat), np.atleast_1d(bulk), np.atleast_1d(tail)
 
 
