@@ -345,6 +345,17 @@ CORNERS: dict[str, dict[str, dict[str, float]]] = {
         "a switch at a sample": {"width": 1e-12, "tmax": 14.0},
         "gates of a year": {"width": 365.0},
     },
+    "target_driven": {
+        "no leukaemia": {"l0": 1e-30},
+        "no B cells": {"b0": 1e-30},
+        "no target at all": {"l0": 1e-30, "b0": 1e-30},
+        "1e12 cells of leukaemia": {"l0": 1000000000000.0},
+        "killing at once": {"alpha": 1e-07},
+        "no killing": {"alpha": 1e-30},
+        "no growth": {"rho_c": 1e-30},
+        "cells die within hours": {"tau_c": 0.1},
+        "equilibrium": {"alpha": 3.333333333333333e-09, "l0": 6349206349.206349, "b0": 1e-30},
+    },
     "tumour_escape": {
         "no tumour": {"b0": 1e-30},
         "1e12 units of tumour": {"b0": 1000000000000.0},

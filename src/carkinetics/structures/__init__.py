@@ -21,6 +21,7 @@ from carkinetics.structures.predator_prey import PredatorPrey
 from carkinetics.structures.saturable_growth import SaturableGrowth
 from carkinetics.structures.sites_exchange import SitesExchange
 from carkinetics.structures.smooth_gates import SmoothGates
+from carkinetics.structures.target_driven import TargetDriven
 from carkinetics.structures.tumour_escape import TumourEscape
 
 STRUCTURES: dict[str, AbstractStructure] = {
@@ -46,6 +47,7 @@ STRUCTURES: dict[str, AbstractStructure] = {
         SaturableGrowth(),
         SitesExchange(),
         SmoothGates(),
+        TargetDriven(),
         TumourEscape(),
     )
 }
