@@ -11,6 +11,15 @@ hook.__enter__()
 EXACT_METHODS = ("importance", "nuts")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """Compiled programs of a finished file are given back: a process can map only so many."""
+    import jax
+
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session", params=EXACT_METHODS)
 def method(request):
     """One of the methods of :func:`carkinetics.fit` whose draws must be the posterior's."""

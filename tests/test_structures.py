@@ -30,6 +30,15 @@ def times_of(population):
     return np.array([t for t in TIMES if t <= last])
 
 
+def those(which):
+    """Populations of such structures; the stiff ones, which take long to compile, in the slow tier."""
+    chosen = [p for p in POPULATIONS if which(p.structure)]
+    return pytest.mark.parametrize(
+        "population",
+        [pytest.param(p, id=p.label, marks=[pytest.mark.slow] if p.structure.stiff else []) for p in chosen],
+    )
+
+
 each = pytest.mark.parametrize("population", POPULATIONS, ids=[p.label for p in POPULATIONS])
 
 
@@ -98,11 +107,7 @@ def test_finite_at_the_typical_values_in_the_corners_and_over_the_population(pop
     assert not wrong.any(), (list(places[wrong.any(axis=0)]), list(np.array(population.names)[wrong.any(axis=1)]))
 
 
-@pytest.mark.parametrize(
-    "population",
-    [p for p in POPULATIONS if p.structure.uses_dose],
-    ids=[p.label for p in POPULATIONS if p.structure.uses_dose],
-)
+@those(lambda structure: structure.uses_dose)
 def test_without_a_dose_there_are_no_cells(population):
     """If it fails, cells come from nowhere, or a dose of 0 breaks the curve."""
     with jax.enable_x64(True):
@@ -191,10 +196,7 @@ def test_coordinates_change_nothing_but_the_coordinates(population):
             np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9 * float(jnp.abs(b).max()))
 
 
-TREATABLE = [p for p in POPULATIONS if p.structure.treatable]
-
-
-@pytest.mark.parametrize("population", TREATABLE, ids=[p.label for p in TREATABLE])
+@those(lambda structure: structure.treatable)
 def test_treatments_act_on_growth_from_their_day_on(population):
     """If it fails, tocilizumab acts before it is given, or not at all, or a factor of 1 does something."""
     times = np.linspace(0.0, 20.0, 41)
@@ -219,10 +221,7 @@ def test_treatments_act_on_growth_from_their_day_on(population):
         np.testing.assert_allclose(both, plain, atol=2e-5)
 
 
-REPEATABLE = [p for p in POPULATIONS if p.structure.repeatable]
-
-
-@pytest.mark.parametrize("population", REPEATABLE, ids=[p.label for p in REPEATABLE])
+@those(lambda structure: structure.repeatable)
 def test_a_dose_split_within_seconds_is_one_dose(population):
     """If it fails, later infusions are lost, counted twice, or put into another state than the first."""
     times = np.array([0.0, 1.0, 5.0, 10.0, 30.0])

@@ -1,5 +1,7 @@
 """Does the typical patient of a model reproduce the facts that its paper states?"""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from jaxtyping import Float
 from carkinetics import solvers
 from carkinetics.errors import ModelError
 from carkinetics.model import Model
-from carkinetics.model_parts import Check, nearest_or_raise
+from carkinetics.model_parts import UNKNOWN, Check, nearest_or_raise
 from carkinetics.population import compiled_ln_curves, make_layout, natural
 from carkinetics.structure import Course, Inputs, inputs
 
@@ -26,6 +28,8 @@ def typical_curves(model: Model, times: Float[np.ndarray, " time"], *, refine: i
     value of every regressor.
     """
     model.refuse_unknown("the typical patient", variability=False, residual=False)
+    if model.structure.uses_dose and model.typical_dose is UNKNOWN:
+        raise ModelError(f"{model.name}: {model.structure.name} uses the dose; give typical_dose (viable CAR+ cells).")
     with jax.enable_x64(True):
         values = natural(make_layout(model), jnp.array([[p.theta] for p in model.parameters]))
         x = typical_inputs(model)
@@ -59,7 +63,9 @@ def run_checks(model: Model) -> pd.DataFrame:
         rows.append(
             {
                 "quantity": check.quantity,
+                "output": check.output or model.structure.outputs[0],
                 "time": check.time,
+                "where": ", ".join(f"{name} = {value:g}" for name, value in check.where),
                 "expected": check.expected,
                 "found": found,
                 "unit": check.unit,
@@ -73,7 +79,8 @@ def run_checks(model: Model) -> pd.DataFrame:
 
 def _quantity(model: Model, check: Check) -> float:
     nearest_or_raise(check.quantity, QUANTITIES, "quantity", f"{model.name} [[checks]]")
-    model = model.with_values(dict(check.where))
+    changed = dict(check.where)
+    model = replace(model, typical_dose=changed.pop("typical_dose", model.typical_dose)).with_values(changed)
     output = check.output or None
     if check.quantity in ("peak_level", "peak_time", "lowest_level", "lowest_time"):
         until = _GRID if check.time is None else _GRID[check.time >= _GRID]

@@ -10,6 +10,7 @@ import pandas as pd
 from carkinetics.errors import ModelError
 from carkinetics.model import Model
 from carkinetics.model_parts import (
+    MATRICES,
     OMEGA_PRIOR_SD,
     SIGMA_PRIOR_SD,
     TYPICAL_PRIOR_SD,
@@ -251,7 +252,7 @@ def _assay(name: str, raw: Mapping, structure: AbstractStructure, regressors: li
     return Assay(
         name=name,
         output=nearest_or_raise(get_text(raw, "output", where), structure.outputs, "output", where),
-        matrix=get_text(raw, "matrix", where),
+        matrix=nearest_or_raise(get_text(raw, "matrix", where), MATRICES, "matrix", where),
         unit=get_text(raw, "unit", where),
         error=error,
         sigma=sigma,
@@ -342,7 +343,7 @@ def _check(raw: Mapping, structure: AbstractStructure, where: str) -> Check:
     only_keys(raw, _CHECK, where)
     changed = optional_table(raw, "where", where)
     for name in changed:
-        nearest_or_raise(name, structure.parameters._fields, "parameter", where)
+        nearest_or_raise(name, (*structure.parameters._fields, "typical_dose"), "parameter", where)
     output = get_text(raw, "output", where, "")
     return Check(
         quantity=get_text(raw, "quantity", where),

@@ -18,6 +18,7 @@ SIGMA_PRIOR_SD = 0.5  # of ln sigma
 # A number that nobody has published. One object, so that two models that lack the same number are equal.
 UNKNOWN = float("nan")
 
+MATRICES = ("PB", "BM", "LN", "CSF", "tumour", "body")  # blood, marrow, lymph node, spinal fluid; the whole body
 Family = Literal["normal", "lognormal", "halfnormal"]
 
 
@@ -105,7 +106,7 @@ class Assay:
     output : str
         The structure's output that it measures.
     matrix : str
-        ``PB`` blood, ``BM`` marrow, ``LN`` lymph node.
+        ``PB`` blood, ``BM`` marrow, ``LN`` lymph node, ``CSF`` spinal fluid, ``tumour``, or ``body`` for all cells.
     unit : str
     error : {"lognormal"}
         Residual: normal with SD ``sigma`` on the natural-log scale.
@@ -290,7 +291,7 @@ class PriorCorrelation:
 class Check:
     """A fact of the paper that the typical patient must reproduce within ``rel_tol``.
 
-    ``output`` is the structure's first unless named; ``where`` are typical values changed for it.
+    ``output`` is the structure's first unless named; ``where``: typical values (and ``typical_dose``) changed for it.
     """
 
     quantity: str

@@ -131,7 +131,8 @@ class AbstractStructure[P, S](ABC):
     stiff : bool
         Rates differ so much that only an implicit solver is stable.
     uses_dose : bool
-        The dose is an input: a patient without a dose record cannot be solved.
+        The dose is an input: a patient without a dose record cannot be solved. With a dose of 0 there are no cells,
+        at any time: a trace that stands for none in a logarithm must not grow.
     treatable : bool
         Growth is multiplied by ``x.growth(t)``, so that treatments can act on it.
     regressors : tuple of str
