@@ -8,11 +8,12 @@ from carkinetics.outputs import write_typical
 HERE = Path(__file__).parent
 HEAD = """# The models
 
-Every model of [`models/`](../models/README.md), with its typical patient over 24 weeks: all random effects at zero, the
-typical dose, no treatment. `carkinetics models NAME` prints equations, numbers and their sources; this page is written
-by `python docs/make_gallery.py`.
+Every model of [`models/`](../models/README.md), with its typical patient over 24 weeks (mice: shorter): all random
+effects at zero, the typical dose, no treatment. `carkinetics models NAME` prints equations, numbers and their sources;
+this page is written by `python docs/make_gallery.py`.
 
 """
+DAYS = {"barros_2021_hdlm2": 60.0, "barros_2021_raji": 14.0}  # mice
 
 
 def entry(name: str) -> str:
@@ -24,7 +25,7 @@ def entry(name: str) -> str:
     if unknown:
         lines += [f"Not known: {', '.join(f'`{u}`' for u in unknown)}.", ""]
     if not model.unknown(variability=False, residual=False):
-        figure = write_typical(model, HERE / "models")
+        figure = write_typical(model, HERE / "models", days=DAYS.get(name, 168.0))
         lines += [f"![Typical patient of {name}](models/{figure.name})", ""]
     return "\n".join(lines)
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 import carkinetics as ck
+from amplification import factor
 from carkinetics.errors import FitError, FitWarning
 from carkinetics.inference.chains import Block
 from carkinetics.inference.failures import MOVES, PLACES, around_divergences, failures
@@ -21,6 +22,7 @@ from carkinetics.structure import AbstractStructure
 STEIN = ck.load_model("stein_2019_tisagenlecleucel")
 DOSES = {"P1": 1e6, "P2": 1e6, "P3": 1e8, "P4": 1e6, "P5": 1e6}
 DAYS = np.array([1.0, 2, 4, 6, 9, 12])
+STEPS = ((4, 1 / 2), (6, 2 / 3), (8, 3 / 4))  # how many, and how long (day): equal ones between samples, 0.8 at most
 
 
 class Rate(NamedTuple):
@@ -123,9 +125,9 @@ def test_the_solver_check_counts_draws_by_patient(data):
     np.testing.assert_array_equal(found.failed, expected)
     np.testing.assert_array_equal(found.unsolved, expected)
     assert found.draws == DRAWS
-    k = individual(block)  # a step of a day multiplies by the series of exp(-k), cut after its fifth term
-    error = 12 * np.abs(np.log(1 - k + k**2 / 2 - k**3 / 6 + k**4 / 24) + k)
-    assert found.largest == pytest.approx(np.where(impossible(block, limit), 0, error).max(), rel=1e-3)
+    k = individual(block)
+    error = np.abs(sum(n * (np.log(factor(-k * h)) + k * h) for n, h in STEPS))
+    assert found.largest == pytest.approx(np.where(impossible(block, limit), 0, error).max(), rel=1e-2)
 
 
 class TooFast(LimitedOde):
@@ -134,20 +136,22 @@ class TooFast(LimitedOde):
     name = "too_fast"
 
     def initial(self, p, x):
-        return Cells(jnp.full_like(p.k, 1000.0), p.k * x.dose / 1e6)
+        return Cells(jnp.full_like(p.k, 1e30), p.k * x.dose / 1e6)
 
 
 def test_a_solver_that_fails_where_the_reference_does_not(data):
     """Loss of k times 100 per day: the ODE has an answer (until the level is below any float), the grid has none."""
     block = draws(DRAWS)
-    block = block._replace(z=np.zeros_like(block.z), phi=np.tile(np.log([0.03, 0.3, 0.5]), (DRAWS, 1)))
+    block = block._replace(z=np.zeros_like(block.z), phi=np.tile(np.log([0.05, 0.3, 0.5]), (DRAWS, 1)))
     with jax.enable_x64(True):
         problem = model(TooFast(np.inf))
         found = solver_error(problem, make_observations(problem, data), [block])
-    # P3 loses 3 per day. A step of a day multiplies by 1 - 3 + 9/2 - 27/6 + 81/24 = 1.375: grows, and is finite.
+    # P3 loses 5 per day, and steps of three quarters of a day multiply by more than 1: the grid has an answer of its own.
+    assert factor(-5 * 0.75) > 1
+    error = sum(n * (np.log(factor(-5 * h)) + 5 * h) for n, h in STEPS)
     np.testing.assert_array_equal(found.failed, 0)
     assert found.subject == 2
-    assert found.largest > 12 * 3  # the ODE falls by 36, the grid does not fall
+    assert found.largest == pytest.approx(error, rel=1e-6)
     np.testing.assert_array_equal(found.unsolved, 0)
 
 

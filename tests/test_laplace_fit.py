@@ -242,8 +242,8 @@ class Broken(Line):
 
     name = "broken"
 
-    def curve(self, t, dose, p):
-        nothing = jnp.where(dose > 5e8, jnp.sqrt(p.c - p.c), 0.0)
+    def curve(self, t, p, x):
+        nothing = jnp.where(x.dose > 5e8, jnp.sqrt(p.c - p.c), 0.0)
         return {"level": p.a + p.b * t + p.c * t**2 + nothing}
 
 
