@@ -146,7 +146,7 @@ def test_a_solver_that_fails_where_the_reference_does_not(data):
     with jax.enable_x64(True):
         problem = model(TooFast(np.inf))
         found = solver_error(problem, make_observations(problem, data), [block])
-    # P3 loses 5 per day, and steps of three quarters of a day multiply by more than 1: the grid has an answer of its own.
+    # P3 loses 5 per day, and steps of three quarters of a day multiply by more than 1: the grid has its own answer.
     assert factor(-5 * 0.75) > 1
     error = sum(n * (np.log(factor(-5 * h)) + 5 * h) for n, h in STEPS)
     np.testing.assert_array_equal(found.failed, 0)
