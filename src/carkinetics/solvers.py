@@ -237,7 +237,9 @@ def _runge_kutta(rate, t, end, u):
     """``u`` after a step from ``t`` to ``end``, by Tsitouras' method of order five."""
     h, k = end - t, []
     for node, weights in zip(_NODES, _WEIGHTS, strict=True):
-        k.append(rate(_inside(t, end, node), _moved(u, h, weights, k)))
+        # Without the barrier XLA computes earlier stages again in later ones: gradients take 1.5 to 1.8 times as long.
+        there = jax.lax.optimization_barrier(_moved(u, h, weights, k))
+        k.append(rate(_inside(t, end, node), there))
     return _moved(u, h, _LAST, k)
 
 
