@@ -15,9 +15,10 @@ TIMES = np.array([0, 3, 7, 10, 14, 21, 28, 56, 84, 168, 280, 365.0])
 
 def equations_4(t, y):
     """Equations 4a to 4c with the numbers of BIOMD0000001011, in cells and days."""
-    c, l, b = y  # noqa: E741  the paper's name
+    car, leukaemia, b = y
     rho_c, tau_c, rho_l, alpha, tau_b = 0.25 * 4.5e-11, 14, 1 / 30, 4.5e-11, 60
-    return [rho_c * (l + b) * c - c / tau_c, rho_l * l - alpha * l * c, -alpha * b * c - b / tau_b]
+    growth = rho_c * (leukaemia + b) - 1 / tau_c
+    return [growth * car, (rho_l - alpha * car) * leukaemia, -(alpha * car + 1 / tau_b) * b]
 
 
 def test_the_typical_patient_solves_the_printed_equations():
