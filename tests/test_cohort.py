@@ -24,7 +24,7 @@ TREATMENTS = tuple(
     Treatment(name, column, Parameter(f"f_{name}", factor, "1", "log", 0.0, False, *PRIOR))
     for name, column, factor in (("tocilizumab", "TOCI_DAY", 1.2), ("steroids", "STEROID_DAY", 0.5))
 )
-TREATED = dataclasses.replace(STEIN, known_treatments=TREATMENTS).with_treatments()
+TREATED = dataclasses.replace(STEIN, treatments=TREATMENTS).with_treatments()
 WBC = Regressor("wbc", "WBC", "cells/uL", "locf", 5000.0)
 CONVERTED = dataclasses.replace(
     STEIN,

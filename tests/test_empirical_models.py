@@ -59,9 +59,9 @@ def test_the_prior_for_another_target_is_wider_than_the_one_it_is_borrowed_from(
 def test_treatments_of_the_files_are_steins(name):
     """If it fails, tocilizumab or steroids act with another factor than Stein's, or from another column's day."""
     model = load_model(name)
-    assert model.treatments == ()
+    assert model.acting == ()
     treated = model.with_treatments()
-    found = {t.column: (t.factor.name, t.factor.value, t.factor.iiv) for t in treated.treatments}
+    found = {t.column: (t.factor.name, t.factor.value, t.factor.iiv) for t in treated.acting}
     assert found == {"TOCI_DAY": ("f_tocilizumab", 1.2, 0.0), "STEROID_DAY": ("f_steroids", 1.0, 0.0)}
     values = {p.name: p.value for p in model.parameters}
     level = solved(model.structure.name, np.array([9.3]), values, given=[(5.3, 1.2), (6.0, 1.0)])

@@ -69,10 +69,10 @@ TEXT = HEAD + PARAMETERS + ASSAY + TABLES
 def test_every_table_becomes_what_it_says():
     """If it fails, a part of a model file is read as something else, or dropped."""
     model = parse_model(TEXT)
-    (treatment,) = model.known_treatments
+    (treatment,) = model.treatments
     assert (treatment.name, treatment.column, treatment.factor.name) == ("tocilizumab", "TOCI_DAY", "f_tocilizumab")
     assert (treatment.factor.value, treatment.factor.iiv, treatment.factor.prior.scale) == (1.2, 0.0, 0.3)
-    assert model.treatments == ()
+    assert model.acting == ()
     assert [p.name for p in model.parameters] == list(TYPICAL)
     (wbc,) = model.regressors
     assert (wbc.name, wbc.column, wbc.unit, wbc.interpolation, wbc.typical) == ("wbc", "WBC", "cells/uL", "nocb", 4000)

@@ -13,7 +13,7 @@ from carkinetics.dataset import read_dataset
 from carkinetics.errors import ModelError
 from carkinetics.fit_result import population_draws
 from carkinetics.model_files import load_model, models_folder, parse_model
-from carkinetics.model_parts import Covariate, Mixture, PriorCorrelation
+from carkinetics.model_parts import Covariate, Mixture, Prior, PriorCorrelation
 from carkinetics.model_writing import to_toml
 from carkinetics.observations import make_observations
 from carkinetics.population import log_joint, log_prior, log_prior_phi, make_layout, prior_phi
@@ -98,6 +98,24 @@ def test_parts_that_the_published_models_lack_survive_too():
     )
     again = parse_model(to_toml(model))
     assert dataclasses.replace(again, toml=model.toml) == model
+
+
+def test_treatments_that_act_are_written_with_their_priors():
+    """If it fails, a posterior with a treatment cannot be the next prior, or its factor's prior is lost."""
+    model = load_model("stein_2019_tisagenlecleucel").with_treatments("tocilizumab")
+    model = model.with_priors({"f_tocilizumab": Prior("normal", 0.3, 0.7)})
+    correlation = PriorCorrelation(("cmax", "f_tocilizumab"), ((1.0, 0.5), (0.5, 1.0)))
+    model = dataclasses.replace(model, prior_correlation=correlation)
+    again = parse_model(to_toml(model))
+    assert again.parameters == model.parameters
+    assert [t.name for t in again.acting] == ["tocilizumab"]
+    assert again.with_treatments("tocilizumab") == again
+    with jax.enable_x64(True):
+        phi = jnp.linspace(0.0, 1.0, len(make_layout(model).phi_names))
+        assert float(log_prior(again, phi)) == float(log_prior(model, phi)) != float(log_prior_phi(model, phi).sum())
+        without = again.with_treatments("steroids")
+        assert without.prior_correlation is not None and without.prior_correlation.names == ("cmax",)
+        assert jnp.isfinite(log_prior(without, phi))
 
 
 def test_replaced_priors_lose_their_correlations(posterior):

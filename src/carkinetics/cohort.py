@@ -135,7 +135,7 @@ def inputs_for(model: Model, cohort: Cohort, people: pd.DataFrame) -> Inputs:
     unread = sorted(set(cohort.courses) - {r.column for r in model.regressors})
     if unread:
         raise ModelError(f"cohort: {model.name} reads no course {listed(unread)}.")
-    since = [_column(people, t.column, np.inf) for t in model.treatments]
+    since = [_column(people, t.column, np.inf) for t in model.acting]
     with jax.enable_x64(True):
         return Inputs(
             dose=jnp.asarray(dose * shares[0]),

@@ -20,6 +20,7 @@ from carkinetics.inference.gates import ESS_MIN, RHAT_MAX, convergence
 from carkinetics.inference.laplace import OMEGA_BOUNDS
 from carkinetics.model import Model
 from carkinetics.model_parts import iiv_cv_pct
+from carkinetics.population import make_layout
 from carkinetics.transforms import TRANSFORMS
 
 Draws = Float[np.ndarray, "chain draw"]  # of one number
@@ -319,6 +320,13 @@ def population_draws(
         names.append(f"sigma {a.name}")
         columns.append(post["sigma"].sel(assay=a.name).values)
     return names, np.stack(columns, axis=-1)
+
+
+def phi_draws(fit: Fit) -> Float[np.ndarray, "draw phi"]:
+    """All draws of ``phi``, the population parameters as the sampler moves them: omegas and sigmas by their logs."""
+    _, draws = population_draws(fit)
+    phi, scales = draws.reshape(-1, draws.shape[-1]), make_layout(fit.model).omegas.start
+    return np.concatenate([phi[:, :scales], np.log(phi[:, scales:])], axis=1)
 
 
 def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:

@@ -35,7 +35,7 @@ def inputs_of(model: Model, data: Dataset) -> Inputs:
         Patients have further infusions, and the structure takes one.
     """
     first, days, later = _infusions(model, data)
-    since = [_since(data, t.column) for t in model.treatments]
+    since = [_since(data, t.column) for t in model.acting]
     none = np.zeros((0, data.n_subjects))
     with jax.enable_x64(True):
         return Inputs(

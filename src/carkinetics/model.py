@@ -37,11 +37,9 @@ class Model:
     Attributes
     ----------
     parameters : tuple of Parameter
-        The structure's, in its order, then the factors of ``treatments``.
+        The structure's, in its order, then the factors of the treatments that act.
     treatments : tuple of Treatment
-        Those that act; see :meth:`with_treatments`.
-    known_treatments : tuple of Treatment
-        Those of the model file, acting or not.
+        Those of the model file, acting or not; see :meth:`with_treatments`.
     prior_correlation : PriorCorrelation or None
         Where a posterior became the prior, see :meth:`carkinetics.Fit.to_model`; a prior that is replaced loses its
         correlations.
@@ -55,7 +53,6 @@ class Model:
     assays: tuple[Assay, ...]
     checks: tuple[Check, ...] = ()
     treatments: tuple[Treatment, ...] = ()
-    known_treatments: tuple[Treatment, ...] = ()
     regressors: tuple[Regressor, ...] = ()
     covariates: tuple[Covariate, ...] = ()
     mixture: Mixture | None = None
@@ -149,6 +146,11 @@ class Model:
             return None
         return self.prior_correlation.without(key.replace(".", " ") for key in keys)
 
+    @property
+    def acting(self) -> tuple[Treatment, ...]:
+        """The treatments that act."""
+        return tuple(t for t in self.treatments if t.active)
+
     def unknown(self, *, variability: bool = True, residual: bool = True) -> list[str]:
         """What nobody has published of this model: ``vmax``, ``omega.vmax``, ``sigma.qpcr``."""
         found = [p.name for p in self.parameters if p.value is UNKNOWN]
@@ -170,17 +172,18 @@ class Model:
 
         Their factors become parameters ``f_<name>``; the table has a column with the day of the first dose.
         """
-        known = {t.name: t for t in self.known_treatments}
+        known = [t.name for t in self.treatments]
         if not known:
             raise ModelError(f"{self.name}: the model file has no [treatments].")
-        chosen = tuple(known[nearest_or_raise(n, known, "treatment", self.name)] for n in names or known)
-        own = self.parameters[: len(self.structure.parameters._fields)]
-        factors = [t.factor.name for t in self.treatments]
+        chosen = {nearest_or_raise(n, known, "treatment", self.name) for n in names or known}
+        own, acting = self.parameters[: len(self.structure.parameters._fields)], {p.name: p for p in self.parameters}
+        factors = [acting.get(t.factor.name, t.factor) for t in self.treatments if t.name in chosen]
+        gone = [t.factor.name for t in self.acting if t.name not in chosen]
         return replace(
             self,
-            treatments=chosen,
-            parameters=(*own, *(t.factor for t in chosen)),
-            prior_correlation=self._correlations_without([*factors, *(f"omega.{f}" for f in factors)]),
+            treatments=tuple(replace(t, active=t.name in chosen) for t in self.treatments),
+            parameters=(*own, *factors),
+            prior_correlation=self._correlations_without([*gone, *(f"omega.{f}" for f in gone)]),
         )
 
     def without_covariates(self) -> "Model":

@@ -18,6 +18,9 @@ from carkinetics.structure import Course, Inputs, inputs
 QUANTITIES = (
     "level", "auc", "doubling_time", "half_life", "peak_level", "peak_time", "lowest_level", "lowest_time",
 )  # fmt: skip
+_COLUMNS = (
+    "quantity", "output", "time", "where", "expected", "found", "unit", "relative error", "ok", "source",
+)  # fmt: skip
 _GRID = np.concatenate([np.linspace(0, 60, 6001), np.linspace(60.1, 1000, 9400)])  # day; the peak is read off it
 
 
@@ -50,7 +53,7 @@ def typical_curve(
 def typical_inputs(model: Model) -> Inputs:
     """What the typical patient gets; one patient, subject axis last."""
     course = {r.name: Course(jnp.zeros((1, 1)), jnp.full((1, 1), r.typical), "locf") for r in model.regressors}
-    never = jnp.full((len(model.treatments), 1), jnp.inf)
+    never = jnp.full((len(model.acting), 1), jnp.inf)
     return inputs(jnp.array([model.typical_dose]), since=never, factor=jnp.ones_like(never), course=course)
 
 
@@ -74,7 +77,7 @@ def run_checks(model: Model) -> pd.DataFrame:
                 "source": check.source,
             }
         )
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=_COLUMNS)
 
 
 def _quantity(model: Model, check: Check) -> float:

@@ -59,6 +59,7 @@ _ASSAY = (
     "label", "output", "matrix", "unit", "error", "sigma", "prior_sigma", "lloq", "conversion", "source", "confidence",
 )  # fmt: skip
 _CONVERSION = ("regressor", "vcn", "pg_per_cell")
+_TREATMENT = ("column", "active")
 _REGRESSOR = ("column", "unit", "interpolation", "typical", "source", "confidence")
 _COVARIATE = ("column", "on", "form", "center", "value", "unit", "source", "confidence")
 _MIXTURE = ("on", "value", "probability", "label", "unit", "source", "confidence")
@@ -147,14 +148,18 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     names = [r.name for r in regressors]
     for name in structure.regressors:
         nearest_or_raise(name, names, "regressor", f"{where}: {structure.name} reads [regressors]")
+    treatments = _treatments(optional_table(raw, "treatments", where), structure, where)
     covariates, checks = (get_tables(raw.get(key, []), where, key) for key in ("covariates", "checks"))
     return Model(
         name=get_text(raw, "name", where),
         structure=structure,
-        parameters=tuple(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
+        parameters=(
+            *(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
+            *(t.factor for t in treatments if t.active),
+        ),
         assays=tuple(_assay(a, spec, structure, names, f"{where} [assays.{a}]") for a, spec in assays.items()),
         checks=tuple(_check(c, structure, f"{where} [[checks]] {i + 1}") for i, c in enumerate(checks)),
-        known_treatments=_treatments(optional_table(raw, "treatments", where), structure, where),
+        treatments=treatments,
         regressors=regressors,
         covariates=tuple(_covariate(c, wanted, f"{where} [[covariates]] {i + 1}") for i, c in enumerate(covariates)),
         mixture=_mixture(raw["mixture"], wanted, f"{where} [mixture]") if "mixture" in raw else None,
@@ -282,9 +287,9 @@ def _treatments(raw: Mapping, structure: AbstractStructure, where: str) -> tuple
     found = []
     for name, spec in raw.items():
         here = f"{where} [treatments.{name}]"
-        only_keys(spec, ("column", *_PARAMETER), here)
-        factor = _parameter(f"f_{name}", {k: v for k, v in spec.items() if k != "column"}, here)
-        found.append(Treatment(name, get_text(spec, "column", here), factor))
+        only_keys(spec, (*_TREATMENT, *_PARAMETER), here)
+        factor = _parameter(f"f_{name}", {k: v for k, v in spec.items() if k not in _TREATMENT}, here)
+        found.append(Treatment(name, get_text(spec, "column", here), factor, get_flag(spec, "active", here)))
     return tuple(found)
 
 

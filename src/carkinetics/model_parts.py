@@ -167,11 +167,14 @@ class Treatment:
         ``column`` of the table has the day of its first dose, the same in all rows of a patient; empty for never.
     factor : Parameter
         What it multiplies the growth rate by; one more parameter of the model.
+    active : bool
+        Whether it acts in this model; see :meth:`carkinetics.Model.with_treatments`.
     """
 
     name: str
     column: str
     factor: Parameter
+    active: bool = False
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ def _assays(model: Model) -> pd.DataFrame:
 
 def _beside(model: Model) -> Iterator[str]:
     """Treatments, regressors, covariates and classes, one line each."""
-    for t in model.known_treatments:
+    for t in model.treatments:
         yield f"Treatment {t.name}: growth times {_number(t.factor.value)} from the day in column {t.column} on"
     for r in model.regressors:
         yield f"Regressor {r.name}: column {r.column} ({r.unit}), {r.interpolation}; typical {_number(r.typical)}"

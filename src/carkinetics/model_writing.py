@@ -20,7 +20,7 @@ def to_toml(model: Model) -> str:
     blocks = [_lines(top)]
     blocks += [_block(f"[parameters.{p.name}]", _parameter(p)) for p in own]
     blocks += [_block(f"[assays.{_key(a.name)}]", _assay(a)) for a in model.assays]
-    blocks += [_block(f"[treatments.{_key(t.name)}]", _treatment(t)) for t in model.known_treatments]
+    blocks += [_block(f"[treatments.{_key(t.name)}]", _treatment(t, model)) for t in model.treatments]
     blocks += [_block(f"[regressors.{_key(r.name)}]", _fields(r, without="name")) for r in model.regressors]
     blocks += [_block("[[covariates]]", _fields(c)) for c in model.covariates]
     if model.mixture is not None:
@@ -59,8 +59,10 @@ def _assay(a: Assay) -> _Table:
     return table
 
 
-def _treatment(t: Treatment) -> _Table:
-    return {"column": t.column} | _parameter(t.factor)
+def _treatment(t: Treatment, model: Model) -> _Table:
+    if not t.active:
+        return {"column": t.column} | _parameter(t.factor)
+    return {"column": t.column, "active": True} | _parameter(model[t.factor.name])
 
 
 def _check(c: Check) -> _Table:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from carkinetics.errors import ModelError
-from carkinetics.fit_result import Fit, population_draws
+from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.model import Model
 from carkinetics.model_parts import Parameter, Prior, PriorCorrelation
 from carkinetics.model_writing import to_toml
@@ -16,10 +16,7 @@ from carkinetics.transforms import TRANSFORMS
 
 def posterior_model(fit: Fit, name: str) -> Model:
     """The fit's model with the posterior's means, SDs and correlations for its numbers and priors."""
-    names, draws = population_draws(fit)
-    phi = draws.reshape(-1, draws.shape[-1])
-    scales = make_layout(fit.model).omegas.start
-    phi = np.concatenate([phi[:, :scales], np.log(phi[:, scales:])], axis=1)
+    names, phi = make_layout(fit.model).phi_names, phi_draws(fit)
     mean, sd = dict(zip(names, phi.mean(axis=0), strict=True)), dict(zip(names, phi.std(axis=0), strict=True))
     source = f"posterior of {fit.model.name}: {fit.data.n_subjects} patients of {fit.data.source}"
     confidence = f"estimated; the fit was {fit.check().status}"
@@ -36,15 +33,13 @@ def posterior_model(fit: Fit, name: str) -> Model:
     )
     matrix = np.corrcoef(phi.T)
     factors = {p.name: p for p in parameters}
-    known = [replace(t, factor=factors.get(t.factor.name, t.factor)) for t in fit.model.known_treatments]
     model = replace(
         fit.model,
         name=name,
         parameters=parameters,
         assays=assays,
+        treatments=tuple(replace(t, factor=factors.get(t.factor.name, t.factor)) for t in fit.model.treatments),
         checks=(),  # they are facts of the paper, not of these patients
-        known_treatments=tuple(known),
-        treatments=tuple(t for t in known if t.name in {active.name for active in fit.model.treatments}),
         notes=(*fit.model.notes, f"Numbers and priors are the {source}, seed {fit.tree.attrs['seed']}."),
         prior_correlation=PriorCorrelation(tuple(names), tuple(tuple(float(x) for x in row) for row in matrix)),
     )

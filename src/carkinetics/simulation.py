@@ -16,7 +16,7 @@ from jaxtyping import Float
 from carkinetics import solvers
 from carkinetics.cohort import Cohort, cells, covariate_shift, draw_people, inputs_for, refuse_cohort
 from carkinetics.errors import ModelError
-from carkinetics.fit_result import Fit, population_draws
+from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.inputs import ln_offset
 from carkinetics.model import Model
 from carkinetics.population import compiled_ln_curves, make_layout, natural, prior_phi, split_phi
@@ -204,10 +204,7 @@ def _population(source: Model | Fit, model: Model, replicates: int, seed: int, *
     """The population parameters of every replicate."""
     layout = make_layout(model)
     if isinstance(source, Fit):
-        _, draws = population_draws(source)
-        phi = draws.reshape(-1, draws.shape[-1])
-        scales = layout.omegas.start  # omegas and sigmas, from there on: phi has their logs
-        phi = np.concatenate([phi[:, :scales], np.log(phi[:, scales:])], axis=1)
+        phi = phi_draws(source)
         chosen = np.linspace(0, len(phi) - 1, replicates).astype(int)
         phi = phi[chosen] if uncertainty else np.repeat(phi.mean(axis=0)[None], replicates, axis=0)
     elif uncertainty:
