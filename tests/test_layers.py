@@ -17,7 +17,8 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     "errors structure transforms solvers",
     "structures structures.*",
-    "model_parts model toml_fields model_files model_writing model_text tables findings values checks dataset inputs",
+    "model_parts model toml_fields model_files model_writing model_text tables findings values checks dataset inputs "
+    "visits courses columns review",
     "observation observations population",
     "inference inference.* fit_tree fit_result fit_file posterior_model fitting cohort simulation stress model_checks",
     "diagnostics",

@@ -29,6 +29,7 @@ _HOME = {
     "Parameter": "model_parts",
     "Prior": "model_parts",
     "ReadOptions": "dataset",
+    "Review": "review",
     "Settings": "inference.chains",
     "Simulation": "simulation",
     "StressTest": "stress",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
+    from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
     from carkinetics.stress import StressTest as StressTest

@@ -19,7 +19,7 @@ import pandas as pd
 from jaxtyping import Bool, Float
 
 from carkinetics.findings import Findings, shown
-from carkinetics.tables import CANONICAL, MISSING, parse_numbers
+from carkinetics.tables import CANONICAL, LABELS, MISSING, parse_numbers
 from carkinetics.values import DEFAULT_ASSAY, read_column, refuse_text
 
 DAYS = {"day": 1.0, "hour": 1.0 / 24.0, "week": 7.0}
@@ -138,6 +138,16 @@ def read_records(cells: pd.DataFrame, decimal: str, found: Findings) -> pd.DataF
     )
 
 
+def read_labels(cells: pd.DataFrame, unit: str, decimal: str, found: Findings) -> pd.DataFrame:
+    """The visit's label (VISIT, text) and its nominal day (NOMINAL, NaN where it has none), if they are there."""
+    labels = pd.DataFrame(index=cells.index)
+    if "VISIT" in cells:
+        labels["VISIT"] = cells["VISIT"]
+    if "NOMINAL" in cells:
+        labels["NOMINAL"] = read_column(cells, "NOMINAL", decimal, found) * DAYS[unit]
+    return labels
+
+
 def check_predose(rows: pd.DataFrame, policy: Literal["error", "exclude"], found: Findings) -> None:
     """Leave samples from before the infusion out of the likelihood; measurable ones only if asked to."""
     before = rows["OBS"] & (rows["TIME"] < 0)
@@ -227,7 +237,7 @@ def find_identical(cells: pd.DataFrame, rows: pd.DataFrame, policy: str, found: 
     if policy == "replicate":
         return np.zeros(len(rows), dtype=bool)
     active = (rows["OBS"] | (rows["REASON"] == "dose record")).to_numpy()
-    content = pd.concat([rows, cells.drop(columns=cells.columns.intersection(list(CANONICAL)))], axis=1)
+    content = pd.concat([rows, cells.drop(columns=cells.columns.intersection([*CANONICAL, *LABELS]))], axis=1)
     twice = active & content.duplicated().to_numpy()
     found.warn("identical", twice, None, f"{twice.sum()} rows repeat an earlier row in every column: dropped")
     return twice

@@ -205,8 +205,14 @@ def _check(arguments: argparse.Namespace) -> None:
                 raise ModelError(f"{model.name}: {int((~table['ok']).sum())} of {len(table)} checks fail.")
         return
     data = _read(arguments)
-    print(f"{data!r}\n{data.report}")
+    from carkinetics.dataset import DataReport
+    from carkinetics.review import TAKEN_OVER
+
+    # What the review says with its choices is not said twice.
+    rest = DataReport(tuple(n for n in data.report.notes if n.kind not in TAKEN_OVER), data.report.excluded)
+    print(f"{data!r}\n{rest}")
     _print_table(data.summary())
+    print(f"\n{str(data.review()) or 'nothing to look at before a fit'}")
     if arguments.model is not None:
         from carkinetics.model_files import load_model
         from carkinetics.stress import stress_test

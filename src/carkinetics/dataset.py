@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -27,6 +27,7 @@ from carkinetics.errors import DataError, DataWarning
 from carkinetics.findings import Findings, Note, hint, listed, shown
 from carkinetics.tables import (
     CANONICAL,
+    LABELS,
     RawTable,
     ReadOptions,
     map_columns,
@@ -35,6 +36,9 @@ from carkinetics.tables import (
     read_table,
     without_units_row,
 )
+
+if TYPE_CHECKING:
+    from carkinetics.review import Review
 
 __all__ = ["DataReport", "Dataset", "Note", "ReadOptions", "read_dataset"]
 
@@ -49,7 +53,8 @@ Number = float | int | np.number  # a type checker at run time does not take an 
 class DataReport:
     """What the reader did: notes, and each row that is not in the likelihood, with the reason.
 
-    Every row that was read is either an observation or in ``excluded`` (LINE, ID, TIME in days, REASON).
+    Every row that was read is either an observation or in ``excluded`` (LINE, ID, TIME in days, DV as a number, NaN if
+    it is none, VISIT and NOMINAL if the table has them, REASON).
     """
 
     notes: tuple[Note, ...]
@@ -66,13 +71,13 @@ class DataReport:
 class Dataset:
     """The table of a study, checked, and its observations as flat read-only arrays.
 
-    ``table`` has every kept row: ID, TIME (days since infusion), DV, DVID, CENS, LIMIT, AMT, EVID, MDV, the
-    covariates (numbers where all are), LINE (where the row stood in the source) and USED. The arrays hold
-    the used rows sorted by subject, time, assay and value: ``subject`` and ``assay`` are indices into
-    ``subjects`` and ``assays``; ``cens`` is 0 (quantified), 1 (left-censored at ``dv``) or -1 (right-censored
-    at ``dv``), and ``limit`` the other end of the interval, NaN where there is none. ``dv`` is in the unit
-    ``units["DV"][assay]``. ``outcomes`` is indexed by ID in the order of ``subjects``. ``sha256`` identifies
-    content and policies, not path or order of rows.
+    ``table`` has every kept row: ID, TIME (days since infusion), DV, DVID, CENS, LIMIT, AMT, EVID, MDV, VISIT
+    (label) and NOMINAL (day) if the source has them, the covariates (numbers where all are), LINE (where the row
+    stood in the source) and USED. The arrays hold the used rows sorted by subject, time, assay and value:
+    ``subject`` and ``assay`` are indices into ``subjects`` and ``assays``; ``cens`` is 0 (quantified), 1
+    (left-censored at ``dv``) or -1 (right-censored at ``dv``), and ``limit`` the other end of the interval, NaN
+    where there is none. ``dv`` is in the unit ``units["DV"][assay]``. ``outcomes`` is indexed by ID in the order of
+    ``subjects``. ``sha256`` identifies content and policies, not path or order of rows.
     """
 
     table: pd.DataFrame
@@ -108,6 +113,12 @@ class Dataset:
         """One row per dose record: ID, TIME (days), AMT (as in the source), LINE; sorted by ID and time."""
         rows = self.table[self.table["EVID"].isin((1, 4))]
         return rows[["ID", "TIME", "AMT", "LINE"]].sort_values(["ID", "TIME", "AMT"], ignore_index=True)
+
+    def review(self) -> "Review":
+        """What deserves a look before a fit: unrecorded infusions, spikes, zeros, constants, units, late columns."""
+        from carkinetics.review import review
+
+        return review(self)
 
     def summary(self) -> pd.DataFrame:
         """One row per subject: N, N_BLQ, FIRST and LAST time (days) of the observations, and MAX_DV.
@@ -148,7 +159,8 @@ def read_dataset(
     ----------
     source
         Path of a CSV, TSV or Parquet file, or a DataFrame. One row per record; ID, TIME and DV are required,
-        AMT EVID DVID MDV CENS LIMIT are optional, every other column is a covariate.
+        AMT EVID DVID MDV CENS LIMIT are optional; so are VISIT (a visit's label) and NOMINAL (its nominal day, in the
+        unit of TIME), which only the review reads; every other column is a covariate.
     outcomes
         The same for a table with one row per ID.
     columns
@@ -245,6 +257,7 @@ def _rows(
     rows["TIME"] = checks.read_times(cells, unit, options.decimal, found)
     rows = rows.join(checks.read_records(cells, options.decimal, found))
     rows = rows.join(values.read_values(cells, rows, lloq, options.decimal, found))
+    rows = rows.join(checks.read_labels(cells, unit, options.decimal, found))
     found.error(rows["OBS"] & (rows["DVID"] == ""), "DVID", "the assay is empty", "Name the sample's assay.")
     if options.after is not None:
         checks.leave_out_early(rows, options.after, found)
@@ -293,8 +306,13 @@ def _keep(cells: pd.DataFrame, keep: Mapping[str, Any] | None, unit: str, found:
     found.note("keep", ~stays, None, f"{(~stays).sum()} rows left out by keep")
     found.warn("keep-patient", gone, None, "no row left after keep; not in the population")
     left = cells[~stays]
-    times = parse_numbers(left["TIME"]) * checks.DAYS[unit]
-    return pd.DataFrame({"ID": left["ID"].str.strip(), "TIME": times, "REASON": reason[~stays]}, index=left.index)
+    columns = {"ID": left["ID"].str.strip(), "TIME": parse_numbers(left["TIME"]) * checks.DAYS[unit]}
+    columns |= {"DV": parse_numbers(left["DV"]), "REASON": reason[~stays]}
+    if "VISIT" in left:
+        columns["VISIT"] = left["VISIT"]
+    if "NOMINAL" in left:
+        columns["NOMINAL"] = parse_numbers(left["NOMINAL"]) * checks.DAYS[unit]
+    return pd.DataFrame(columns, index=left.index)
 
 
 def _outcomes(
@@ -326,18 +344,19 @@ def _outcome_id(raw: RawTable, columns: Mapping[str, Any] | None) -> dict[str, A
 
 
 def _covariates(cells: pd.DataFrame) -> pd.DataFrame:
-    names = [name for name in cells.columns if name not in CANONICAL]
+    names = [name for name in cells.columns if name not in (*CANONICAL, *LABELS)]
     return cells[names].apply(number_or_text) if names else cells[[]]
 
 
 def _table(rows: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
-    table = rows[list(CANONICAL)].join(_covariates(cells))
+    table = rows[[*CANONICAL, *rows.columns.intersection(LABELS)]].join(_covariates(cells))
     table["LINE"], table["USED"] = rows.index.to_numpy(), rows["OBS"].to_numpy()
     return table.reset_index(drop=True)
 
 
 def _excluded(*parts: pd.DataFrame) -> pd.DataFrame:
-    table = pd.concat([part[["ID", "TIME", "REASON"]] for part in parts if len(part)] or [parts[0]]).sort_index()
+    names = ["ID", "TIME", "DV", *parts[-1].columns.intersection(LABELS), "REASON"]
+    table = pd.concat([part[names] for part in parts if len(part)] or [parts[0][names]]).sort_index()
     table.insert(0, "LINE", table.index.to_numpy())
     return table.reset_index(drop=True)
 

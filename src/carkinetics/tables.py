@@ -29,6 +29,7 @@ from carkinetics.findings import NUMBER, Findings, Note, hint, listed, nearest, 
 
 CANONICAL = ("ID", "TIME", "DV", "AMT", "EVID", "DVID", "MDV", "CENS", "LIMIT")
 REQUIRED = ("ID", "TIME", "DV")
+LABELS = ("VISIT", "NOMINAL")  # read where they are there; for the review, not for the likelihood
 RESERVED = ("LINE", "USED")
 MISSING = ("", ".", "NA")
 UNITS_ROW = ("d", "day", "days", "h", "hr", "hour", "hours", "week", "weeks", "min", "minutes")
@@ -254,7 +255,7 @@ def _refuse_header(head: str, header: list[str], body: list[list[str]], separato
 def map_columns(
     raw: RawTable,
     columns: Mapping[str, str | Sequence[str]] | None,
-    known: Sequence[str] = CANONICAL,
+    known: Sequence[str] = (*CANONICAL, *LABELS),
     required: Sequence[str] = REQUIRED,
 ) -> tuple[pd.DataFrame, dict[str, str], list[Note]]:
     """Cells under our names (blanks stripped, but not in ID and DVID), our name -> theirs, and notes.
@@ -269,7 +270,7 @@ def map_columns(
     for column in [str(c) for c in cells.columns if c not in single]:
         if column.upper() in theirs or column in RESERVED:
             problems.append(f'column "{shown(column)}": the reader uses that name itself. Rename it.')
-        elif near := nearest(column, set(known) - set(theirs), 0.75):
+        elif near := nearest(column, set(known) - {*theirs, *LABELS}, 0.75):
             text = f"{raw.head}: column {shown(column)} is kept as a covariate. If it is {near}, pass columns=."
             notes.append(Note("near-name", text, warned=True))
     if problems:
