@@ -21,13 +21,14 @@ from bench_fit import save
 from carkinetics import solvers
 from carkinetics.cohort import Cohort
 from carkinetics.dataset import Dataset, read_dataset
+from carkinetics.density import log_joint
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.gates import convergence
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.model_files import parse_model
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, make_layout
 from carkinetics.simulation import simulate
 
 DAYS = (1, 4, 7, 11, 14, 17, 21, 28, 42, 56, 84, 112, 140, 168)

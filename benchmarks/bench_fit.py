@@ -21,14 +21,15 @@ import jax
 import numpy as np
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
+from carkinetics.density import log_joint
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.coordinates import Point, log_density
 from carkinetics.inference.gates import convergence
 from carkinetics.inference.tuning import Tuner
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, make_layout
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("carkinetics", "jax", "jaxlib", "numpyro", "numpy", "arviz")

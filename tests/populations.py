@@ -1,6 +1,6 @@
 """Populations on which every structure is tested: of the published models, and of examples where none is complete."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from carkinetics.model_files import load_model, models_folder
 from carkinetics.structure import AbstractStructure, Course, Inputs, inputs
 from carkinetics.structures import STRUCTURES
+from carkinetics.structures.infusion_phase import InfusionPhase
 from carkinetics.transforms import TRANSFORMS
 
 LOG = "log"
@@ -392,6 +393,38 @@ def _of_example(name: str) -> Population:
     return Population(name, structure, tuple(values), np.log(numbers[:, 0]), numbers[:, 1], transforms, DOSE, course)
 
 
+# Structures with an infusion phase: of closed forms, of ODEs, with a dose and later infusions, and stiff.
+PHASE = {"c0": (300.0, 1.5), "kd": (4.0, 0.3)}
+WITH_PHASE = (
+    "stein_2019_tisagenlecleucel",
+    "lag_expansion_contraction",
+    "kimmel_2021_axicabtagene",
+    "cytokine_release",
+)
+PHASE_CORNERS = {
+    "nothing is seen of the infusion": {"c0": 1e-30},
+    "1e12 units": {"c0": 1e12},
+    "gone at once": {"kd": 1e4},
+    "never gone": {"kd": 1e-30},
+}
+
+
+def _with_phase(population: Population) -> Population:
+    structure = InfusionPhase(population.structure, population.dose if population.structure.uses_dose else None)
+    value, omega = np.array(list(PHASE.values())).T
+    return replace(
+        population,
+        label=f"{population.label} with infusion phase",
+        structure=structure,
+        names=(*population.names, *PHASE),
+        theta=np.append(population.theta, np.log(value)),
+        omega=np.append(population.omega, omega),
+        transforms=(*population.transforms, LOG, LOG),
+    )
+
+
 MODELS = [load_model(path) for path in sorted(models_folder().glob("*.toml"))]
 POPULATIONS = [_of_model(m) for m in MODELS if not m.unknown(variability=False, residual=False)]
 POPULATIONS += [_of_example(name) for name in EXAMPLES]
+POPULATIONS += [_with_phase(p) for p in POPULATIONS if p.label in WITH_PHASE]
+CORNERS |= {f"{name} with infusion phase": corners | PHASE_CORNERS for name, corners in CORNERS.items()}

@@ -11,6 +11,7 @@ import pytest
 from jaxtyping import Array, Float
 
 from carkinetics.dataset import read_dataset
+from carkinetics.density import log_joint
 from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import (
     Bend,
@@ -25,11 +26,12 @@ from carkinetics.inference.coordinates import (
     solve_upper,
     transport,
 )
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model, parse_model
 from carkinetics.model_parts import Assay, Prior
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, make_layout, split_phi
 from carkinetics.structure import AbstractStructure
+from unpacked import split_phi
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
 FLOW = Assay("flow", "level", "PB", "copies/ug", "lognormal", 0.9, Prior("lognormal", math.log(0.9), 0.4))
@@ -127,6 +129,9 @@ def synthetic(model, obs, seed):
         scale=jnp.asarray(scale),
         information=jnp.asarray(information),
         shift=jnp.asarray(rng.normal(0, 2, (*information.shape[:2], n))),
+        sigma=jnp.asarray(rng.uniform(0.3, 1, a)),
+        second=jnp.zeros(n),
+        design=obs.design,
         bend=bend,
         held=jnp.arange(n) == 1,
     )

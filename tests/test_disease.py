@@ -8,9 +8,9 @@ from scipy.integrate import solve_ivp
 from scipy.linalg import expm
 
 from carkinetics import solvers
+from carkinetics.density import as_arguments
 from carkinetics.model_checks import typical_curve
 from carkinetics.model_files import load_model
-from carkinetics.population import as_arguments
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
 from populations import EXAMPLES

@@ -20,6 +20,7 @@ from scipy import integrate, optimize, stats
 from agreement import LIMIT, PROBABILITIES, Facts, disagreements, facts_of, tail
 from carkinetics.dataset import read_dataset
 from carkinetics.demo import read_trial, virtual_trial
+from carkinetics.density import joint
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
@@ -27,7 +28,6 @@ from carkinetics.inference.gates import convergence
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
 from carkinetics.observations import make_observations
-from carkinetics.population import joint
 from carkinetics.structure import AbstractStructure
 from one_way import OneWay
 from quadrature import Patient, Problem, importance_sample, log_integrand, log_marginal, weighted_quantiles

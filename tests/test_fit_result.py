@@ -134,8 +134,8 @@ def test_lp_is_the_models_density(small_fit):
     """``lp`` is the model's own log density, not that of the sampler's coordinates."""
     import jax
 
+    from carkinetics.density import log_joint
     from carkinetics.observations import make_observations
-    from carkinetics.population import log_joint
 
     posterior = small_fit.tree["posterior"].to_dataset().isel(chain=1, draw=20)
     omega = posterior["omega"].values

@@ -10,9 +10,9 @@ import pytest
 from carkinetics.cohort import Cohort
 from carkinetics.dataset import read_dataset
 from carkinetics.inference.guess import starting_values
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Assay, Prior
-from carkinetics.population import make_layout
 from carkinetics.simulation import simulate
 
 MODEL = load_model("stein_2019_tisagenlecleucel")

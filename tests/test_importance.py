@@ -1,5 +1,7 @@
 """The pieces of importance Gibbs: proposals against their densities, moves against the distributions they must keep."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import pytest
 from scipy import stats
 
 from carkinetics.demo import MODEL, read_trial, virtual_trial
+from carkinetics.density import log_joint
 from carkinetics.inference.chains import Settings
-from carkinetics.inference.coordinates import Transport, no_transport
+from carkinetics.inference.coordinates import no_transport
 from carkinetics.inference.importance import Importance
 from carkinetics.inference.places import autocorrelation, bowed, mirrored, to_place, tuned
 from carkinetics.inference.proposals import (
@@ -23,10 +26,13 @@ from carkinetics.inference.proposals import (
     standard_t,
 )
 from carkinetics.inference.tuning import FAR, FAR_MIRRORED, Tuner, how_far
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
-from carkinetics.observations import Rows, make_observations
-from carkinetics.population import log_joint, make_layout, prior_phi, split_phi
+from carkinetics.observations import Group, make_observations
+from carkinetics.population import population
+from carkinetics.priors import prior_phi
+from unpacked import split_phi
 
 PUBLISHED = load_model(MODEL)
 HALF = PUBLISHED.with_priors({"omega.fb": Prior("halfnormal", 0.0, 1.0), "omega.beta": Prior("halfnormal", 0.0, 1.0)})
@@ -38,14 +44,14 @@ def random_proposals(k=3, n=4, seed=0):
     covariance = root @ np.swapaxes(root, -1, -2) + 0.1 * np.eye(k)
     share = rng.dirichlet(np.ones(COMPONENTS), n).T
     own = Mixture(share, rng.normal(size=(COMPONENTS, k, n)), covariance)
-    return make_proposals(own, rng.normal(size=k), rng.uniform(0.5, 2, k))
+    return make_proposals(own, rng.normal(size=(k, 1)), rng.uniform(0.5, 2, k))
 
 
 def components(p, s):
     """Shares, means and scale matrices of a patient's proposals, the population's among them."""
     factor = np.asarray(p.factor[..., s])
     own = [(1 - BROAD_SHARE) * p.share[:, s], np.asarray(p.mean[:, :, s]), factor @ np.swapaxes(factor, -1, -2)]
-    broad = [[BROAD_SHARE], np.asarray(p.broad_mean)[None], np.diag(np.asarray(p.broad_scale) ** 2)[None]]
+    broad = [[BROAD_SHARE], np.asarray(p.broad_mean)[None, :, 0], np.diag(np.asarray(p.broad_scale) ** 2)[None]]
     return list(zip(*(np.concatenate(pair) for pair in zip(own, broad, strict=True)), strict=True))
 
 
@@ -127,7 +133,8 @@ def test_how_far_a_patient_is_from_its_gaussian(parts):
     v = rng.normal(size=(200, 6, obs.n_subjects))
     v[:100, :, 1] += 6.0
     v[100:, :, 1] -= 6.0
-    z = jax.vmap(lambda v: tuning.transport.patients(kernel.layout, *split_phi(kernel.layout, phi), v)[0])(v)
+    of = population(kernel.layout, phi, obs.design)
+    z = jax.vmap(lambda v: tuning.transport.patients(kernel.layout, of, v)[0])(v)
     far = np.asarray(how_far(HALF, tuning.transport, jnp.tile(phi, (200, 1)), z))
     np.testing.assert_allclose(far, np.where(np.arange(obs.n_subjects) == 1, 37.0, 1.0), rtol=0.2)
     assert (far[[0, 2]] < FAR).all() and far[1] > FAR_MIRRORED
@@ -138,14 +145,9 @@ def test_a_held_patient_stands_still(parts):
     kernel, obs, tuning, phi, z = parts
     layout = kernel.layout
     held = eqx.tree_at(lambda t: t.held, tuning.transport, jnp.arange(obs.n_subjects) == 2)
-    v = held.whitened(layout, *split_phi(layout, phi), z)
-    elsewhere = split_phi(layout, phi + 0.3)
-
-    def individual(theta, omega, z):
-        return np.asarray(theta[jnp.array(layout.random)][:, None] + omega[:, None] * z)
-
-    before = individual(*split_phi(layout, phi)[:2], z)
-    after = individual(*elsewhere[:2], held.patients(layout, *elsewhere, v)[0])
+    here, elsewhere = (population(layout, x, obs.design) for x in (phi, phi + 0.3))
+    v = held.whitened(layout, here, z)
+    before, after = here.varying(z), elsewhere.varying(held.patients(layout, elsewhere, v)[0])
     np.testing.assert_allclose(after[:, 2], before[:, 2], rtol=1e-12)
     assert np.abs(after[:, 0] - before[:, 0]).max() > 1e-3
 
@@ -178,7 +180,7 @@ def test_a_mirrored_omega_counts_its_rate(parts):
         np.testing.assert_allclose(kernel._phi(each), phi, rtol=1e-12)
     rate = np.linalg.slogdet(np.asarray(jax.jacobian(kernel._phi)(place)))[1]
     np.testing.assert_allclose(kernel._log_rate(phi), rate, rtol=1e-12)
-    _, omega, _ = kernel._population(mirror)
+    omega = kernel._population(mirror, obs).omega
     assert float(omega[4]) < 0
     np.testing.assert_allclose(np.abs(omega), split_phi(kernel.layout, phi)[1], rtol=1e-12)
     # The mirrored population with mirrored effects is the same patients.
@@ -222,7 +224,7 @@ def test_each_step_leaves_the_prior_as_it_is(step):
 def unlimited(obs):
     """The same observations, all of them below a limit that is never reached: the likelihood is one."""
     obs = eqx.tree_at(lambda o: (o.ln_dv, o.ln_limit), obs, (jnp.full_like(obs.ln_dv, 1e6),) * 2)
-    object.__setattr__(obs, "rows", Rows(0, obs.n_obs, 0, 0))
+    object.__setattr__(obs, "rows", (Group("below", "lognormal", 0, obs.n_obs),))
     return obs
 
 
@@ -235,17 +237,15 @@ def prior_tuning(kernel, obs):
     k, n = len(layout.random), obs.n_subjects
     root = rng.normal(size=(k, k, n))
     information = np.einsum("ijs,ljs->ils", root, root)[None]
-    found = Transport(
-        found.centre,
-        found.scale,
-        jnp.asarray(information),
-        jnp.asarray(rng.normal(size=(1, k, n))),
-        None,
-        jnp.arange(n) == 1,
+    found = dataclasses.replace(
+        found,
+        information=jnp.asarray(information),
+        shift=jnp.asarray(rng.normal(size=(1, k, n))),
+        held=jnp.arange(n) == 1,
     )
     theta, omega, _ = (np.asarray(x) for x in split_phi(layout, phi))
     own = around(theta[:, None] + rng.normal(size=(k, n)), np.tile(np.eye(k), (n, 1, 1)))
-    proposals = make_proposals(own, theta, omega)
+    proposals = make_proposals(own, theta[:, None], omega)
     tuning = tuned(HALF, found, np.asarray(found.scale @ found.scale.T), proposals, shifts=2)
     # Steps that tie every component to the others: what is true of a mirror image only by symmetry is not true then.
     tied = tuning.scale @ jnp.asarray(np.linalg.cholesky(0.3 * np.eye(13) + 0.7))

@@ -17,9 +17,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     "errors structure transforms solvers",
     "structures structures.*",
-    "model_parts model toml_fields model_files model_writing model_text tables findings values checks dataset inputs "
-    "visits courses columns review",
-    "observation observations population",
+    "numerics observation student counts residuals model_parts dependence covariates model toml_fields model_tables "
+    "model_files model_writing model_text tables findings values checks dataset inputs visits courses columns review "
+    "infusion",
+    "layout priors observations population density",
     "inference inference.* fit_tree fit_result fit_file posterior_model fitting cohort simulation stress model_checks",
     "diagnostics",
     "plots outputs",

@@ -107,7 +107,7 @@ def test_every_table_becomes_what_it_says():
         ('on = "cmax"\nvalue = 240', 'on = "cmin"\nvalue = 240', "unknown parameter 'cmin'"),
         ('label = "poor', 'labell = "poor', "Did you mean 'label'"),
         ("[[1, 0.5], [0.5, 1]]", "[[1, 0.5], [0.4, 1]]", "symmetric"),
-        ("[[1, 0.5], [0.5, 1]]", '[[1, "a"], [0.5, 1]]', "rows of numbers"),
+        ("[[1, 0.5], [0.5, 1]]", '[[1, "a"], [0.5, 1]]', "must be a finite number"),
         ("names = [", "name = [", "Did you mean 'names'"),
         ('output = "level"\nexpected', 'output = "levl"\nexpected', "Did you mean 'level'"),
         ("where = { cmax = 240 }", "where = { cmx = 240 }", "Did you mean 'cmax'"),

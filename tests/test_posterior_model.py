@@ -9,14 +9,18 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from carkinetics.covariates import Covariate
 from carkinetics.dataset import read_dataset
+from carkinetics.density import log_joint
+from carkinetics.dependence import Mixture, PriorCorrelation
 from carkinetics.errors import ModelError
 from carkinetics.fit_result import population_draws
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model, models_folder, parse_model
-from carkinetics.model_parts import Covariate, Mixture, Prior, PriorCorrelation
+from carkinetics.model_parts import Prior
 from carkinetics.model_writing import to_toml
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, log_prior, log_prior_phi, make_layout, prior_phi
+from carkinetics.priors import log_prior, log_prior_phi, prior_phi
 
 FILES = sorted(models_folder().glob("*.toml"))
 
@@ -92,7 +96,17 @@ def test_parts_that_the_published_models_lack_survive_too():
     """If it fails, covariates, classes or odd names are lost when a model is written."""
     model = dataclasses.replace(
         load_model("stein_2019_tisagenlecleucel"),
-        covariates=(Covariate("BURDEN %", "foldx", "power", 10.0, 0.1 + 0.2, 'a "quoted" source', "high"),),
+        covariates=(
+            Covariate(
+                column="BURDEN %",
+                on="foldx",
+                center=10.0,
+                value=0.1 + 0.2,
+                source='a "quoted" source',
+                confidence="high",
+            ),
+            Covariate(column="SEX", on="cmax", form="categorical", reference="F", levels=("M",), values=(0.3,)),
+        ),
         mixture=Mixture("foldx", 1e-300, 0.25, "poor"),
         notes=("line\nbreak", "ümläut"),
     )

@@ -11,6 +11,7 @@ from carkinetics.errors import DataError
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.inference.gates import convergence
+from carkinetics.infusion import early_fall
 from carkinetics.model_files import load_model
 
 FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
@@ -50,6 +51,16 @@ def test_no_row_is_lost():
     lines = len(TABLE.read_text().splitlines()) - 1
     assert data.n_obs + len(data.report.excluded) == lines
     assert data.n_subjects == 29
+
+
+def test_real_levels_fall_before_they_rise():
+    """If it fails, the infusion phase that all earlier fits of these patients asked for is not noticed."""
+    for options in ({"predose": "exclude"}, {"after": 0.0}):  # with the samples of day 0, and without
+        found = early_fall(blood(duplicates="first", **options))
+        assert found
+        assert found.patients >= 10
+        assert 100 < found.c0 < 5000
+    assert not early_fall(blood(duplicates="first", after=0.9))
 
 
 def test_the_plain_model_converges_or_names_who_prevents_it():

@@ -9,11 +9,14 @@ from scipy import optimize
 
 from carkinetics.dataset import read_dataset
 from carkinetics.demo import MODEL
+from carkinetics.density import subject_log_likelihood
 from carkinetics.inference.proposals import COMPONENTS, Mixture, mixture
 from carkinetics.inference.scouting import scouted, tempered
+from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.observations import make_observations
-from carkinetics.population import make_layout, split_phi, subject_log_likelihood
+from carkinetics.population import population
+from unpacked import split_phi
 
 PUBLISHED = load_model(MODEL)
 
@@ -84,13 +87,14 @@ def test_a_patient_with_two_explanations_is_scouted():
         data = read_dataset(frame, units={"DV": "copies/ug"}, lloq=1)
         obs, layout = make_observations(PUBLISHED, data), make_layout(PUBLISHED)
         phi = jnp.asarray([p.theta for p in PUBLISHED.parameters] + [0.0] * 7)
-        theta, omega, sigma = split_phi(layout, phi)
+        theta, omega, _ = split_phi(layout, phi)
+        of = population(layout, phi, obs.design)
         # At the typical patient, and sure of it.
         typical, narrow = np.asarray(theta)[:, None], 0.01 * np.eye(6)[None]
         share = np.full((COMPONENTS, 1), 1 / COMPONENTS)
         start = Mixture(share, np.stack([typical] * COMPONENTS), np.stack([narrow] * COMPONENTS))
         proposals = scouted(PUBLISHED, obs, start, narrow, np.asarray(phi))
-        fit = jax.jit(jax.vmap(lambda x: subject_log_likelihood(layout, theta, x, sigma, obs), in_axes=1))
+        fit = jax.jit(jax.vmap(lambda x: subject_log_likelihood(layout, of, x, obs), in_axes=1))
         x = proposals.sample(jax.random.key(1), 4000)
         standard = (x - theta[:, None, None]) / omega[:, None, None]
         log = fit(x) - 0.5 * jnp.sum(standard**2, axis=0) - proposals.log_density(x)

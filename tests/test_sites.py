@@ -7,7 +7,7 @@ import pytest
 from scipy.integrate import solve_ivp
 
 from carkinetics import solvers
-from carkinetics.population import as_arguments
+from carkinetics.density import as_arguments
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
 from populations import EXAMPLES, POPULATIONS

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from carkinetics.density import log_joint
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
+from carkinetics.layout import make_layout
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, make_layout
 from peers.problem import peers_data, peers_model
 from peers.worker import CHAINS, Problem, Sampled, main
 

@@ -7,11 +7,12 @@ from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
 from carkinetics.demo import MODEL, read_trial, virtual_trial
+from carkinetics.density import log_joint
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
 from carkinetics.observations import make_observations
-from carkinetics.population import log_joint, make_layout
 from peers.worker import Problem
 
 SEEDS = (6, 5, 4, 11, 9)  # of the first twelve virtual trials, those with 15.5 to 17.5 % of samples censored

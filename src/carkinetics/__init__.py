@@ -14,13 +14,15 @@ _HOME = {
     "Check": "fit_result",
     "Treatment": "model_parts",
     "Regressor": "model_parts",
-    "Mixture": "model_parts",
-    "Covariate": "model_parts",
+    "Mixture": "dependence",
+    "Covariate": "covariates",
+    "Horseshoe": "dependence",
     "Conversion": "model_parts",
     "Cohort": "cohort",
     "DataError": "errors",
     "DataWarning": "errors",
     "Dataset": "dataset",
+    "EarlyFall": "infusion",
     "Fit": "fit_result",
     "FitError": "errors",
     "FitWarning": "errors",
@@ -33,6 +35,7 @@ _HOME = {
     "Settings": "inference.chains",
     "Simulation": "simulation",
     "StressTest": "stress",
+    "early_fall": "infusion",
     "fit": "fitting",
     "gof": "diagnostics",
     "level": "structure",
@@ -50,9 +53,12 @@ _HOME = {
 if TYPE_CHECKING:
     from carkinetics import plots as plots
     from carkinetics.cohort import Cohort as Cohort
+    from carkinetics.covariates import Covariate as Covariate
     from carkinetics.dataset import Dataset as Dataset
     from carkinetics.dataset import ReadOptions as ReadOptions
     from carkinetics.dataset import read_dataset as read_dataset
+    from carkinetics.dependence import Horseshoe as Horseshoe
+    from carkinetics.dependence import Mixture as Mixture
     from carkinetics.diagnostics import gof as gof
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
@@ -65,6 +71,8 @@ if TYPE_CHECKING:
     from carkinetics.fit_result import Fit as Fit
     from carkinetics.fitting import fit as fit
     from carkinetics.inference.chains import Settings as Settings
+    from carkinetics.infusion import EarlyFall as EarlyFall
+    from carkinetics.infusion import early_fall as early_fall
     from carkinetics.model import Model as Model
     from carkinetics.model_checks import run_checks as run_checks
     from carkinetics.model_checks import typical_curves as typical_curves
@@ -72,8 +80,6 @@ if TYPE_CHECKING:
     from carkinetics.model_files import load_model as load_model
     from carkinetics.model_parts import Assay as Assay
     from carkinetics.model_parts import Conversion as Conversion
-    from carkinetics.model_parts import Covariate as Covariate
-    from carkinetics.model_parts import Mixture as Mixture
     from carkinetics.model_parts import Parameter as Parameter
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor

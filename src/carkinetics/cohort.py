@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
 from carkinetics.errors import ModelError
 from carkinetics.findings import listed
@@ -163,21 +163,18 @@ def _course(cohort: Cohort, people: pd.DataFrame, regressor) -> Course:
     return Course(time, value, regressor.interpolation)
 
 
-def covariate_shift(model: Model, people: pd.DataFrame) -> Float[np.ndarray, "parameter subject"]:
-    """What covariates add to the transformed typical values of every patient."""
-    names = [p.name for p in model.parameters]
-    shift = np.zeros((len(names), len(people)))
+def design_for(model: Model, people: pd.DataFrame) -> Float[np.ndarray, "effect subject"]:
+    """What the effects of covariates act on; a covariate without a column is at its centre.
+
+    Raises
+    ------
+    ModelError
+        A value that an effect's form does not allow, a category that the model does not know.
+    """
+    rows: list[np.ndarray] = [np.zeros((0, len(people)))]
     for c in model.covariates:
-        if model[c.on].transform != "log":
-            raise ModelError(f"{model.name}: covariate {c.column} acts on {c.on}, which is not log-normal.")
-        with np.errstate(invalid="ignore", divide="ignore"):
-            effect = c.ln_factor(_column(people, c.column, c.center))
-        if not np.isfinite(effect).all():
-            raise ModelError(f"cohort: a value of {c.column} is outside what its {c.form} effect on {c.on} allows.")
-        shift[names.index(c.on)] += effect
-    return shift
-
-
-def course_at(course: Course, times: Float[np.ndarray, " time"]) -> Float[Array, "time subject"]:
-    """A course at the sampling days."""
-    return course(jnp.asarray(times)[:, None])
+        if c.column in people:
+            rows.append(c.design(people[c.column].to_numpy()))
+        else:
+            rows.append(np.zeros((len(c.effects), len(people))))
+    return np.concatenate(rows)

@@ -9,11 +9,11 @@ import pandas as pd
 from jaxtyping import Float
 
 from carkinetics import solvers
+from carkinetics.density import ln_curves
 from carkinetics.fit_result import Fit
 from carkinetics.inputs import inputs_of, ln_offset
 from carkinetics.model import Model
 from carkinetics.model_parts import Assay, nearest_or_raise
-from carkinetics.population import ln_curves
 from carkinetics.structure import Inputs
 
 

@@ -18,10 +18,9 @@ from carkinetics.dataset import Dataset
 from carkinetics.findings import listed
 from carkinetics.inference.gates import ESS_MIN, RHAT_MAX, convergence
 from carkinetics.inference.laplace import OMEGA_BOUNDS
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
-from carkinetics.model_parts import iiv_cv_pct
-from carkinetics.population import make_layout
-from carkinetics.transforms import TRANSFORMS
+from carkinetics.model_parts import Parameter, iiv_cv_pct
 
 Draws = Float[np.ndarray, "chain draw"]  # of one number
 
@@ -116,7 +115,7 @@ class Fit:
         for p in self.model.parameters:
             typical, theta = (post[name].sel(parameter=p.name).values for name in ("tv", "theta"))
             row = {"parameter": p.name, "unit": p.unit}
-            row |= self._location(typical, theta, partial(_natural, p.transform))
+            row |= self._location(typical, theta, partial(_natural, p))
             draws = [] if p.fixed else [typical]
             if p.iiv:
                 omega = post["omega"].sel(parameter=p.name).values
@@ -305,28 +304,16 @@ def _faults_of_approximation(n: dict) -> Iterator[tuple[str, bool, bool]]:
 def population_draws(
     fit: Fit, *, group: str = "posterior"
 ) -> tuple[list[str], Float[np.ndarray, "chain draw quantity"]]:
-    """Names and draws of all estimated population parameters: typical values (transformed), omegas, sigmas."""
-    post = fit.tree[group].to_dataset()
-    names, columns = [], []
-    for p in fit.model.parameters:
-        if not p.fixed:
-            names.append(p.name)
-            columns.append(post["theta"].sel(parameter=p.name).values)
-    for p in fit.model.parameters:
-        if p.iiv:
-            names.append(f"omega {p.name}")
-            columns.append(post["omega"].sel(parameter=p.name).values)
-    for a in fit.model.assays:
-        names.append(f"sigma {a.name}")
-        columns.append(post["sigma"].sel(assay=a.name).values)
-    return names, np.stack(columns, axis=-1)
+    """Names and draws of all estimated population parameters, the positive ones (omegas, sigmas) on natural scale."""
+    components = make_layout(fit.model).components
+    phi = fit.tree[group].to_dataset()["phi"].values
+    return [c.name for c in components], np.where([c.log for c in components], np.exp(phi), phi)
 
 
 def phi_draws(fit: Fit) -> Float[np.ndarray, "draw phi"]:
-    """All draws of ``phi``, the population parameters as the sampler moves them: omegas and sigmas by their logs."""
-    _, draws = population_draws(fit)
-    phi, scales = draws.reshape(-1, draws.shape[-1]), make_layout(fit.model).omegas.start
-    return np.concatenate([phi[:, :scales], np.log(phi[:, scales:])], axis=1)
+    """All draws of ``phi``, the population parameters as the sampler moves them."""
+    phi = fit.tree["posterior"].to_dataset()["phi"].values
+    return phi.reshape(-1, phi.shape[-1])
 
 
 def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:
@@ -335,9 +322,9 @@ def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:
     return float((jumps / energy.var(1)).min())
 
 
-def _natural(transform: str, x: float) -> float:
+def _natural(parameter: Parameter, x: float) -> float:
     with jax.enable_x64(True):
-        return float(TRANSFORMS[transform].inverse(x))
+        return float(parameter.inverse(x))
 
 
 def _gaussian(transformed: Draws, to_natural: Callable) -> tuple[float, float, float]:

@@ -18,26 +18,20 @@ import xarray as xr
 from jaxtyping import Array, Float, Int
 
 from carkinetics.dataset import Dataset
+from carkinetics.density import ln_pred, log_likelihood
 from carkinetics.inference.failures import Around
 from carkinetics.inference.solver_check import SolverError
+from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations, row_positions
-from carkinetics.population import (
-    Layout,
-    individual_parameters,
-    ln_pred,
-    log_likelihood,
-    make_layout,
-    natural,
-    prior_phi,
-    split_phi,
-)
-from carkinetics.transforms import TRANSFORMS
+from carkinetics.population import correlations, effects, natural, population, residuals
+from carkinetics.priors import prior_phi
+from carkinetics.residuals import RESIDUALS
 
 if TYPE_CHECKING:
     from carkinetics.fitting import Run
 
-SCHEMA = 2  # of the fit file
+SCHEMA = 3  # of the fit file
 PRIOR_DRAWS = 2000
 _BATCH = 500  # draws whose predictions are computed at once
 
@@ -47,8 +41,11 @@ def build_tree(
 ) -> xr.DataTree:
     """The tree of a fit.
 
-    Groups and dimensions: ``posterior`` (``tv``, ``theta``, ``omega`` by parameter, ``sigma`` by assay,
-    ``eta`` and ``individual`` by subject and parameter, ``ipred`` and ``pred`` by obs), ``prior`` (the same
+    Groups and dimensions: ``posterior`` (``phi`` by component, the population as the sampler moves it; ``tv``,
+    ``theta``, ``omega`` by parameter, ``sigma`` by assay, and where the model has them ``beta`` by effect,
+    ``correlation`` by two parameters, ``nu`` and other second residual parameters by assay, ``tv_second`` and
+    ``share_second`` of a second class, and ``second`` by subject, the probability of being of it; ``eta`` and
+    ``individual`` by subject and parameter, ``ipred`` and ``pred`` by obs), ``prior`` (the same
     population parameters), ``posterior_predictive`` and ``log_likelihood`` (``dv`` by obs), ``sample_stats``,
     ``observed_data``, ``constant_data``. Of a Laplace approximation, ``posterior`` holds draws from the Gaussian,
     and mean and covariance of ``theta``, ln ``omega`` and ln ``sigma`` over them are the Gaussian's own.
@@ -58,13 +55,11 @@ def build_tree(
     z = np.stack([b.z for b in run.blocks])
     posterior = _population(layout, phi)
     per_draw = _per_draw(model, obs, phi, z)
-    back = row_positions(data)  # of the dataset's rows among the density's
+    back = row_positions(model, data)  # of the dataset's rows among the density's
     for name in ("ipred", "pred", "log_likelihood"):
         per_draw[name] = per_draw[name][..., back]
-    key = np.random.default_rng([run.seed, 1])
-    sigma = posterior["sigma"][..., data.assay] if len(layout.assays) > 1 else posterior["sigma"]
-    replicate = per_draw["ipred"] * np.exp(sigma * key.standard_normal(per_draw["ipred"].shape))
-    posterior |= {k: per_draw[k] for k in ("eta", "individual", "ipred", "pred")}
+    replicate = _replicates(model, data, layout, phi, per_draw["ipred"], np.random.default_rng([run.seed, 1]))
+    posterior |= {k: per_draw[k] for k in per_draw if k != "log_likelihood"}
     prior = prior_phi(model, jax.random.fold_in(jax.random.key(run.seed), 2), PRIOR_DRAWS)
     coords = _coords(model, data)
     tree = xr.DataTree.from_dict(
@@ -98,8 +93,28 @@ def _by_patient(data: Dataset, counts: Int[np.ndarray, " subject"]) -> str:
     return json.dumps({data.subjects[i]: int(counts[i]) for i in hit})
 
 
+def _replicates(model: Model, data: Dataset, layout: Layout, phi, ipred, rng) -> np.ndarray:
+    """What the assays might have reported instead, of every draw and row."""
+    values = np.empty_like(ipred)
+    residual = np.asarray(jax.vmap(jax.vmap(lambda x: residuals(layout, x)))(jnp.asarray(phi)))  # (..., 2, assay)
+    names = [a.name for a in model.assays]
+    for k, name in enumerate(data.assays):
+        a = names.index(name)
+        family, here = RESIDUALS[model.assays[a].error], data.assay == k
+        parameters = [residual[..., j, a, None] for j in range(len(family.params))]
+        with np.errstate(divide="ignore"):
+            values[..., here] = np.exp(family.draw(rng, np.log(ipred[..., here].astype(float)), *parameters))
+    return values
+
+
 def _coords(model: Model, data: Dataset) -> dict[str, list[str]]:
+    layout = make_layout(model)
+    varying = [model.parameters[i].name for i in layout.random]
     return {
+        "component": layout.phi_names,
+        "effect": [e.name for e in layout.effects],
+        "random": varying,
+        "with": varying,
         "parameter": [p.name for p in model.parameters],
         "assay": [a.name for a in model.assays],
         "subject": list(data.subjects),
@@ -107,10 +122,16 @@ def _coords(model: Model, data: Dataset) -> dict[str, list[str]]:
 
 
 _DIMS = {
+    "phi": ("component",),
+    "beta": ("effect",),
+    "correlation": ("random", "with"),
+    "second": ("subject",),
     "tv": ("parameter",),
     "theta": ("parameter",),
     "omega": ("parameter",),
     "sigma": ("assay",),
+    "nu": ("assay",),
+    "additive": ("assay",),
     "eta": ("subject", "parameter"),
     "individual": ("subject", "parameter"),
     "ipred": ("obs",),
@@ -130,15 +151,30 @@ def _group(values: dict[str, np.ndarray], coords: dict[str, list[str]]) -> xr.Da
 
 
 def _population(layout: Layout, phi: np.ndarray) -> dict[str, np.ndarray]:
-    """Typical values, omegas (0 where there is no variability) and sigmas; ``phi`` has shape (chain, draw, phi)."""
-    theta, omega_random, sigma = jax.vmap(jax.vmap(lambda x: split_phi(layout, x)))(jnp.asarray(phi))
-    theta = np.asarray(theta)
-    omega = np.zeros_like(theta)
-    omega[..., list(layout.random)] = omega_random
-    tv = np.stack(
-        [np.asarray(TRANSFORMS[p.transform].inverse(theta[..., i])) for i, p in enumerate(layout.parameters)], axis=-1
-    )
-    return {"tv": tv, "theta": theta, "omega": omega, "sigma": np.asarray(sigma)}
+    """What the population is, draw by draw, on natural scales; ``phi`` has shape (chain, draw, phi)."""
+    middle = jnp.zeros((len(layout.effects), 1))  # every covariate at its centre
+
+    def of_one(phi):
+        of = population(layout, phi, middle)
+        theta = of.typical[:, 0]
+        found = {"theta": theta, "tv": natural(layout, theta), "sigma": of.residual[0]}
+        found["omega"] = jnp.zeros_like(theta).at[jnp.array(layout.random)].set(of.omega)
+        seconds = {RESIDUALS[a.error].params[1].name for a in layout.assays if len(RESIDUALS[a.error].params) > 1}
+        for name in seconds:
+            own = [[p.name for p in RESIDUALS[a.error].params[1:]] == [name] for a in layout.assays]
+            found[name] = jnp.where(jnp.array(own), of.residual[1], jnp.nan)
+        if layout.effects:
+            found["beta"] = effects(layout, phi)
+        if layout.correlation is not None:
+            found["correlation"] = correlations(layout, phi)
+        if of.step is not None and of.log_odds is not None:
+            away = theta.at[jnp.array(layout.random)].add(of.step)
+            on = [p.name for p in layout.parameters].index(layout.mixture.on)  # pyright: ignore
+            found |= {"tv_second": natural(layout, away)[on], "share_second": jax.nn.sigmoid(of.log_odds)}
+        return found
+
+    found = jax.vmap(jax.vmap(of_one))(jnp.asarray(phi))
+    return {"phi": np.asarray(phi)} | {name: np.asarray(x) for name, x in found.items()}
 
 
 @partial(jax.jit, static_argnums=0)
@@ -146,18 +182,21 @@ def _population(layout: Layout, phi: np.ndarray) -> dict[str, np.ndarray]:
 def _of_draw(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]):
     """Random effects, individual parameters, predictions and log likelihood of a draw, float32."""
     layout = make_layout(model)
-    theta, omega, sigma = split_phi(layout, phi)
-    individual = individual_parameters(layout, theta, omega, z)
+    of = population(layout, phi, obs.design)
+    x, expected, found = of.varying(z), jnp.broadcast_to(of.centre(), z.shape), {}
+    if of.step is not None:
+        found["second"] = of.second_class(z)
+        expected = expected + found["second"] * of.step[:, None]
+    individual, typical = of.parameters(x), of.parameters(expected)
     ln_ipred = ln_pred(layout, individual, obs)
-    typical = individual_parameters(layout, theta, omega, jnp.zeros_like(z))
-    found = {
-        "eta": (individual - theta[:, None]).T,
+    found |= {
+        "eta": (individual - typical).T,
         "individual": natural(layout, individual).T,
         "ipred": jnp.exp(ln_ipred),
         "pred": jnp.exp(ln_pred(layout, typical, obs)),
-        "log_likelihood": log_likelihood(ln_ipred, sigma, obs),
+        "log_likelihood": log_likelihood(ln_ipred, of.residual, obs),
     }
-    return {name: x.astype(jnp.float32) for name, x in found.items()}
+    return {name: value.astype(jnp.float32) for name, value in found.items()}
 
 
 def _per_draw(model: Model, obs: Observations, phi: np.ndarray, z: np.ndarray) -> dict[str, np.ndarray]:

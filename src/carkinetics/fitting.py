@@ -6,6 +6,7 @@ Data-driven start -> Laplace start -> coordinates -> chains in blocks until the 
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,9 +30,11 @@ from carkinetics.inference.identity import identity
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
 from carkinetics.inference.tuning import KERNELS, Method, Tuner, lost, pilots, rebuilt
+from carkinetics.inputs import resolved
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
+from carkinetics.model_writing import to_toml
 from carkinetics.observations import Observations, make_observations
-from carkinetics.population import make_layout
 
 EXTENSION = 500  # draws per chain that are added while a gate still fails
 # A few divergent transitions are sampled anew with a smaller step, since a region may have been missed; many
@@ -101,11 +104,13 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
     if method == "laplace" and checkpoint is not None:
         raise FitError("method='laplace' keeps no checkpoint: leave checkpoint out.")
     use_compile_cache()
+    model, imputed = resolved(model, data)
+    model = replace(model, toml=to_toml(model))  # as it is fitted, whatever was changed since its file was read
     with jax.enable_x64(True):
         obs = make_observations(model, data, refine=settings.refine)
         if method == "laplace":
             run = _approximated(Tuner(model, obs, "nuts"), data, seed, settings, show=progress)
-            return _fit(model, data, obs, run, show=progress)
+            return _fit(model, data, obs, run, imputed, show=progress)
         folder = None if checkpoint is None else Path(checkpoint)
         ours = {} if folder is None else identity(model, data, obs, method, settings, seed, chains, spread.width)
         with opened(folder, ours, partial(rebuilt, model, method)) as kept:
@@ -114,10 +119,11 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
                 run = _run(Tuner(model, obs, method), data, seed, spread, settings, kept, progress)
             else:
                 run = Run(over[0], method, seed, settings, **over[1])
-            return _fit(model, data, obs, run, show=progress)
+            return _fit(model, data, obs, run, imputed, show=progress)
 
 
-def _fit(model: Model, data: Dataset, obs: Observations, run: "Run", *, show: bool) -> Fit:
+def _fit(model: Model, data: Dataset, obs: Observations, run: "Run", imputed: list[str], *, show: bool) -> Fit:
+    run = run._replace(notes=[*run.notes, *imputed])
     with stage("checking the solver", show=show):
         solver = solver_error(model, obs, run.blocks)
         around = around_divergences(model, obs, run.blocks, seed=run.seed)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array, Float
 
+from carkinetics.covariates import category, resolve
 from carkinetics.dataset import Dataset
 from carkinetics.errors import DataError, DataWarning
 from carkinetics.findings import listed
@@ -122,6 +124,61 @@ def _column(data: Dataset, column: str) -> pd.DataFrame:
     if wrong.any():
         raise DataError(f"{data.source}: column {column}: {texts[wrong].iloc[0]!r} is not a number.")
     return pd.DataFrame({"ID": data.table["ID"], "TIME": data.table["TIME"], "VALUE": numbers.astype(float)})
+
+
+def baseline(data: Dataset, column: str) -> np.ndarray:
+    """A column's value for every patient, a number where all are, else a text; NaN or empty where there is none."""
+    if column not in data.table:
+        raise DataError(f"{data.source}: the model reads column {column}, which is absent. Add it.")
+    cells = data.table[column]
+    if pd.api.types.is_numeric_dtype(cells):
+        return per_patient(data, column)
+    texts = cells.map(category)
+    rows = pd.DataFrame({"ID": data.table["ID"], "VALUE": texts})[texts != ""]
+    counts = rows.groupby("ID")["VALUE"].nunique()
+    changing = [str(i) for i in counts.index[counts > 1]]
+    _refuse(changing, data, f"{column} changes within a patient", "Give one value a patient.")
+    found = rows.groupby("ID")["VALUE"].first()
+    return np.array([str(found.get(i, "")) for i in data.subjects], dtype=object)
+
+
+def resolved(model: Model, data: Dataset) -> tuple[Model, list[str]]:
+    """The model with what covariates leave to the data (centres, categories, priors' widths), and what was imputed.
+
+    Raises
+    ------
+    DataError
+        A patient has no value, and the covariate says that this is refused.
+    ModelError
+        A covariate that is the same in all patients.
+    """
+    found, notes = [], []
+    for c in model.covariates:
+        x = baseline(data, c.column)
+        if c.form != "categorical" and x.dtype == object:
+            wrong = next(t for t in x if t)
+            raise DataError(f"{data.source}: column {c.column}: {wrong!r} is not a number; use form='categorical'.")
+        absent = [i for i, v in zip(data.subjects, x, strict=True) if category(v) == ""]
+        if absent and c.missing == "refuse":
+            remedy = f"Give it, or Covariate({c.column!r}, ..., missing='center')."
+            _refuse(absent, data, f"covariate {c.column} is empty in all rows", remedy)
+        found.append(resolve(c, x))
+        if absent:
+            middle = found[-1].reference or f"{found[-1].center:g}"
+            notes.append(f"{c.column} imputed as {middle} for {len(absent)} patients ({listed(absent[:_SHOWN])}).")
+    shrinkage = model.shrinkage
+    if shrinkage is not None and shrinkage.scale is None:
+        n = sum(not e.fixed for c in found for e in c.effects)
+        share = shrinkage.expected / max(n - shrinkage.expected, 1.0)
+        shrinkage = replace(shrinkage, scale=float(share / np.sqrt(data.n_subjects)))
+    model = replace(model, covariates=tuple(found), shrinkage=shrinkage)
+    return model, sorted(set(notes))
+
+
+def design_of(model: Model, data: Dataset) -> Float[np.ndarray, "effect subject"]:
+    """What the effects of covariates act on, for every patient."""
+    rows = [c.design(baseline(data, c.column)) for c in model.covariates]
+    return np.concatenate([np.zeros((0, data.n_subjects)), *rows])
 
 
 def _since(data: Dataset, column: str) -> np.ndarray:

@@ -10,24 +10,23 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
+from carkinetics.covariates import Covariate
+from carkinetics.dependence import LKJ_ETA, Correlation, Horseshoe, Mixture, PriorCorrelation
 from carkinetics.errors import ModelError
 from carkinetics.model_parts import (
     OMEGA_PRIOR_SD,
     UNKNOWN,
     Assay,
     Check,
-    Covariate,
-    Mixture,
     Parameter,
     Prior,
-    PriorCorrelation,
     Regressor,
     Treatment,
     iiv_cv_pct,
     nearest_or_raise,
 )
+from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
-from carkinetics.transforms import TRANSFORMS
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Model:
     Attributes
     ----------
     parameters : tuple of Parameter
-        The structure's, in its order, then the factors of the treatments that act.
+        The structure's, in its order, then the factors of the treatments that act and the ratios of assays.
     treatments : tuple of Treatment
         Those of the model file, acting or not; see :meth:`with_treatments`.
     prior_correlation : PriorCorrelation or None
@@ -55,7 +54,9 @@ class Model:
     treatments: tuple[Treatment, ...] = ()
     regressors: tuple[Regressor, ...] = ()
     covariates: tuple[Covariate, ...] = ()
+    shrinkage: Horseshoe | None = None
     mixture: Mixture | None = None
+    correlation: Correlation | None = None
     prior_correlation: PriorCorrelation | None = None
     typical_dose: float = UNKNOWN
     label: str = ""
@@ -75,15 +76,17 @@ class Model:
         ----------
         priors : mapping
             ``{"cmax": Prior("normal", ...)}`` for a typical value (transformed scale),
-            ``{"omega.cmax": Prior("lognormal", ...)}`` for omega, ``{"sigma.qpcr": ...}`` for a residual.
+            ``{"omega.cmax": Prior("lognormal", ...)}`` for omega, ``{"sigma.qpcr": ...}`` for a residual parameter
+            (``{"nu.qpcr": ...}``: it is estimated then).
         """
         parameters = {p.name: p for p in self.parameters}
         assays = {a.name: a for a in self.assays}
         for key, prior in priors.items():
             kind, _, name = key.rpartition(".")
-            if kind == "sigma":
+            if kind and kind != "omega":
                 name = nearest_or_raise(name, assays, "assay", self.name)
-                assays[name] = replace(assays[name], prior=_positive(prior, key))
+                field = ("prior", "prior_second")[self._residual(assays[name], kind)]
+                assays[name] = replace(assays[name], **{field: _positive(prior, key)})
             elif kind == "omega":
                 name = self._known(name)
                 if not parameters[name].iiv:
@@ -103,11 +106,22 @@ class Model:
     def with_assay(self, assay: Assay) -> "Model":
         """A model with one more assay, or with the assay of that name replaced."""
         nearest_or_raise(assay.output, self.structure.outputs, "output", self.structure.name)
+        others = tuple(a for a in self.assays if a.name != assay.name)
+        gone = {a.ratio.name for a in self.assays if a.ratio is not None and a.name == assay.name}
+        own = tuple(p for p in self.parameters if p.name not in gone)
+        names = [*(p.name for p in RESIDUALS[assay.error].params), *((assay.ratio.name,) if assay.ratio else ())]
         return replace(
             self,
-            assays=(*(a for a in self.assays if a.name != assay.name), assay),
-            prior_correlation=self._correlations_without([f"sigma.{assay.name}"]),
+            assays=(*others, assay),
+            parameters=(*own, *((assay.ratio,) if assay.ratio else ())),
+            prior_correlation=self._correlations_without([*gone, *(f"{n}.{assay.name}" for n in names)]),
         )
+
+    @staticmethod
+    def _residual(assay: Assay, kind: str) -> int:
+        """Which residual parameter of an assay that is."""
+        names = [p.name for p in RESIDUALS[assay.error].params]
+        return names.index(nearest_or_raise(kind, names, "residual parameter", f"assay {assay.name}"))
 
     def with_values(self, values: Mapping[str, float]) -> "Model":
         """A model with other numbers; priors move with them.
@@ -121,9 +135,9 @@ class Model:
         assays = {a.name: a for a in self.assays}
         for key, value in values.items():
             kind, _, name = key.rpartition(".")
-            if kind == "sigma":
+            if kind and kind != "omega":
                 name = nearest_or_raise(name, assays, "assay", self.name)
-                assays[name] = replace(assays[name], sigma=value, prior=replace(assays[name].prior, loc=np.log(value)))
+                assays[name] = _with_residual(assays[name], self._residual(assays[name], kind), value)
             elif kind == "omega":
                 name = self._known(name)
                 prior = Prior("lognormal", float(np.log(value)), OMEGA_PRIOR_SD)
@@ -131,7 +145,7 @@ class Model:
             else:
                 changed = replace(parameters[self._known(key)], value=value)
                 if not np.isfinite(changed.theta):
-                    raise ModelError(f"{key} = {value:g} must be {TRANSFORMS[changed.transform].domain}.")
+                    raise ModelError(f"{key} = {value:g} must be {changed.domain}.")
                 parameters[key] = replace(changed, prior=replace(changed.prior, loc=changed.theta))
         return replace(
             self,
@@ -156,7 +170,8 @@ class Model:
         found = [p.name for p in self.parameters if p.value is UNKNOWN]
         if variability:
             found += [f"omega.{p.name}" for p in self.parameters if p.iiv is UNKNOWN]
-        return found + [f"sigma.{a.name}" for a in self.assays if residual and a.sigma is UNKNOWN]
+        first = {a.name: RESIDUALS[a.error].params[0].name for a in self.assays}
+        return found + [f"{first[a.name]}.{a.name}" for a in self.assays if residual and a.sigma is UNKNOWN]
 
     def refuse_unknown(self, what: str, *, variability: bool = True, residual: bool = True) -> None:
         """Raise :class:`ModelError` if a number that ``what`` needs is not known."""
@@ -178,17 +193,80 @@ class Model:
         chosen = {nearest_or_raise(n, known, "treatment", self.name) for n in names or known}
         own, acting = self.parameters[: len(self.structure.parameters._fields)], {p.name: p for p in self.parameters}
         factors = [acting.get(t.factor.name, t.factor) for t in self.treatments if t.name in chosen]
+        ratios = [self[a.ratio.name] for a in self.assays if a.ratio is not None]
         gone = [t.factor.name for t in self.acting if t.name not in chosen]
         return replace(
             self,
             treatments=tuple(replace(t, active=t.name in chosen) for t in self.treatments),
-            parameters=(*own, *factors),
+            parameters=(*own, *factors, *ratios),
             prior_correlation=self._correlations_without([*gone, *(f"omega.{f}" for f in gone)]),
         )
 
+    def with_covariates(self, *covariates: Covariate, shrinkage: Horseshoe | None = None) -> "Model":
+        """A model with these covariates too; an effect of the same column on the same parameter is replaced.
+
+        Parameters
+        ----------
+        shrinkage : Horseshoe, optional
+            On all effects: for many covariates of which few are expected to matter.
+        """
+        for c in covariates:
+            self._known(c.on)
+        new = {(c.column, c.on) for c in covariates}
+        kept = tuple(c for c in self.covariates if (c.column, c.on) not in new)
+        return replace(self, covariates=(*kept, *covariates), shrinkage=shrinkage or self.shrinkage)
+
+    def with_infusion_phase(self, *, c0: float | None = None, kd: float | None = None) -> "Model":
+        """A model with an infusion phase: ``c0 exp(-kd t)`` is added to the structure's first output.
+
+        Both are new parameters with between-patient variability; their priors are wide, and ``with_priors`` changes
+        them. Equations: :class:`~carkinetics.structures.infusion_phase.InfusionPhase`. Whether a table's early
+        samples show the phase is what :func:`carkinetics.early_fall` says.
+
+        Parameters
+        ----------
+        c0 : float, optional
+            Typical level right after the infusion, in the unit of the output; by default 3 % of ``cmax``.
+        kd : float, optional
+            Typical rate at which infused cells leave the blood, per day; 4 by default.
+
+        Raises
+        ------
+        ModelError
+            The structure falls early by itself, its level counts the whole body, or ``c0`` is needed.
+        """
+        from carkinetics.infusion import add_infusion_phase  # it needs the models that are defined here
+
+        return add_infusion_phase(self, c0=c0, kd=kd)
+
     def without_covariates(self) -> "Model":
         """A model of the patient whose covariates are at their centres."""
-        return replace(self, covariates=())
+        return replace(self, covariates=(), shrinkage=None)
+
+    def with_correlation(self, *parameters: str, eta: float = LKJ_ETA, values: Iterable[float] = ()) -> "Model":
+        """A model in which the random effects of these parameters are correlated, with an LKJ prior.
+
+        Parameters
+        ----------
+        parameters : str
+            All that vary between patients, if none is named.
+        eta, values
+            See :class:`carkinetics.model_parts.Correlation`.
+        """
+        varying = [p.name for p in self.parameters if p.iiv != 0]
+        for name in parameters:
+            if self._known(name) not in varying:
+                raise ModelError(f"correlation: {name} has no between-patient variability in this model.")
+        return replace(self, correlation=Correlation(parameters or tuple(varying), eta, tuple(values)))
+
+    def with_mixture(self, on: str, value: float, probability: float, label: str = "second class") -> "Model":
+        """A model with a second class of patients, in which the typical value of ``on`` is ``value``."""
+        p = self[on]
+        if p.iiv == 0:
+            raise ModelError(f"mixture: {on} has no between-patient variability in this model.")
+        if not np.isfinite(p.forward(value)) or p.forward(value) == p.theta:
+            raise ModelError(f"mixture: {on} = {value:g} must be {p.domain}, and not the first class's typical value.")
+        return replace(self, mixture=Mixture(on, value, probability, label))
 
     def without_mixture(self) -> "Model":
         """A model in which every patient is of the first class."""
@@ -224,6 +302,18 @@ class Model:
 
     def _known(self, name: str) -> str:
         return nearest_or_raise(name, [p.name for p in self.parameters], "parameter", self.name)
+
+
+def _with_residual(assay: Assay, k: int, value: float) -> Assay:
+    """An assay with another first or second residual parameter; its prior moves with it."""
+    if not value > 0:
+        raise ModelError(f"assay {assay.name}: a residual parameter of {value:g} must be above 0.")
+    prior = (assay.prior, assay.prior_second)[k]
+    moved = None if prior is None else replace(prior, loc=float(np.log(value)))
+    if k == 0:
+        assert moved is not None
+        return replace(assay, sigma=value, prior=moved)
+    return replace(assay, second=value, prior_second=moved)
 
 
 def _positive(prior: Prior, key: str) -> Prior:

@@ -9,10 +9,12 @@ import pandas as pd
 from jaxtyping import Float
 
 from carkinetics import solvers
+from carkinetics.density import compiled_ln_curves
 from carkinetics.errors import ModelError
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.model_parts import UNKNOWN, Check, nearest_or_raise
-from carkinetics.population import compiled_ln_curves, make_layout, natural
+from carkinetics.population import natural
 from carkinetics.structure import Course, Inputs, inputs
 
 QUANTITIES = (

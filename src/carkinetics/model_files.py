@@ -2,8 +2,10 @@
 
 import math
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -12,33 +14,40 @@ from carkinetics.model import Model
 from carkinetics.model_parts import (
     MATRICES,
     OMEGA_PRIOR_SD,
+    RATIO_PRIOR_SD,
     SIGMA_PRIOR_SD,
     TYPICAL_PRIOR_SD,
     UNKNOWN,
     Assay,
-    Check,
     Conversion,
-    Covariate,
-    Mixture,
     Parameter,
     Prior,
-    PriorCorrelation,
-    Regressor,
     Treatment,
     nearest_or_raise,
 )
-from carkinetics.structure import INTERPOLATIONS, AbstractStructure
+from carkinetics.model_tables import (
+    read_check,
+    read_correlation,
+    read_covariate,
+    read_mixture,
+    read_prior_correlation,
+    read_regressor,
+    read_shrinkage,
+)
+from carkinetics.residuals import ADDITIVE_OF_LLOQ, RESIDUALS, ResidualParameter
+from carkinetics.structure import AbstractStructure
 from carkinetics.structures import STRUCTURES
+from carkinetics.structures.infusion_phase import InfusionPhase
 from carkinetics.toml_fields import (
     get_flag,
     get_notes,
     get_number,
     get_number_or_unknown,
+    get_numbers,
     get_positive,
     get_table,
     get_tables,
     get_text,
-    get_value,
     only_keys,
     optional_table,
 )
@@ -47,24 +56,20 @@ from carkinetics.transforms import TRANSFORMS
 SCHEMA = 1
 _MAX_BYTES = 1_000_000
 _TOP = (
-    "schema", "name", "label", "structure", "reference", "doi", "notes", "typical_dose", "parameters", "assays",
-    "treatments", "regressors", "covariates", "mixture", "prior_correlation", "checks",
+    "schema", "name", "label", "structure", "infusion_phase", "reference", "doi", "notes", "typical_dose", "parameters",
+    "assays", "treatments", "regressors", "covariates", "shrinkage", "mixture", "correlation", "prior_correlation",
+    "checks",
 )  # fmt: skip
 _IIV = ("omega_sd", "omega_var", "cv_pct")
 _PARAMETER = (
-    "label", "value", "unit", "transform", *_IIV, "no_iiv", "fixed", "prior_mean", "prior_sd", "prior_omega", "source",
-    "confidence",
+    "label", "value", "unit", "transform", "bounds", *_IIV, "no_iiv", "omega_of", "fixed", "prior_mean", "prior_sd",
+    "prior_omega", "source", "confidence",
 )  # fmt: skip
 _ASSAY = (
-    "label", "output", "matrix", "unit", "error", "sigma", "prior_sigma", "lloq", "conversion", "source", "confidence",
+    "label", "output", "matrix", "unit", "error", "lloq", "lod", "ratio", "conversion", "source", "confidence",
 )  # fmt: skip
 _CONVERSION = ("regressor", "vcn", "pg_per_cell")
 _TREATMENT = ("column", "active")
-_REGRESSOR = ("column", "unit", "interpolation", "typical", "source", "confidence")
-_COVARIATE = ("column", "on", "form", "center", "value", "unit", "source", "confidence")
-_MIXTURE = ("on", "value", "probability", "label", "unit", "source", "confidence")
-_CHECK = ("quantity", "time", "expected", "unit", "rel_tol", "source", "output", "where")
-FORMS = ("power", "exponential", "linear")
 
 
 def models_folder() -> Path:
@@ -133,6 +138,9 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
         raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {SCHEMA}.")
     known = STRUCTURES | {s.name: s for s in structures}
     structure = known[nearest_or_raise(get_text(raw, "structure", where), known, "structure", where)]
+    typical_dose = get_positive(raw, "typical_dose", where) if "typical_dose" in raw else UNKNOWN
+    if raw.get("infusion_phase", False) is not False:
+        structure = _with_infusion_phase(structure, raw, typical_dose, where)
     wanted, given = structure.parameters._fields, get_table(raw, "parameters", where)
     assays = get_table(raw, "assays", where)
     if not assays:
@@ -143,30 +151,39 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     if absent:
         raise ModelError(f"{where}: {structure.name} needs the parameters {', '.join(absent)} as well.")
     regressors = tuple(
-        _regressor(r, spec, f"{where} [regressors.{r}]") for r, spec in optional_table(raw, "regressors", where).items()
+        read_regressor(r, spec, f"{where} [regressors.{r}]")
+        for r, spec in optional_table(raw, "regressors", where).items()
     )
     names = [r.name for r in regressors]
     for name in structure.regressors:
         nearest_or_raise(name, names, "regressor", f"{where}: {structure.name} reads [regressors]")
     treatments = _treatments(optional_table(raw, "treatments", where), structure, where)
     covariates, checks = (get_tables(raw.get(key, []), where, key) for key in ("covariates", "checks"))
+    own = {p: _parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted}
+    measured = tuple(_assay(a, spec, structure, names, f"{where} [assays.{a}]") for a, spec in assays.items())
+    factors = {t.factor.name: t.factor for t in treatments if t.active}
+    every = own | factors | {a.ratio.name: a.ratio for a in measured if a.ratio is not None}
+    _refuse_omegas(every, where)
+
+    def part(key: str, read: Callable[..., Any], *known) -> Any:
+        return read(raw[key], *known, f"{where} [{key}]") if key in raw else None
+
     return Model(
         name=get_text(raw, "name", where),
         structure=structure,
-        parameters=(
-            *(_parameter(p, given[p], f"{where} [parameters.{p}]") for p in wanted),
-            *(t.factor for t in treatments if t.active),
-        ),
-        assays=tuple(_assay(a, spec, structure, names, f"{where} [assays.{a}]") for a, spec in assays.items()),
-        checks=tuple(_check(c, structure, f"{where} [[checks]] {i + 1}") for i, c in enumerate(checks)),
+        parameters=tuple(every.values()),
+        assays=measured,
+        checks=tuple(read_check(c, structure, f"{where} [[checks]] {i + 1}") for i, c in enumerate(checks)),
         treatments=treatments,
         regressors=regressors,
-        covariates=tuple(_covariate(c, wanted, f"{where} [[covariates]] {i + 1}") for i, c in enumerate(covariates)),
-        mixture=_mixture(raw["mixture"], wanted, f"{where} [mixture]") if "mixture" in raw else None,
-        prior_correlation=_correlation(raw["prior_correlation"], f"{where} [prior_correlation]")
-        if "prior_correlation" in raw
-        else None,
-        typical_dose=get_positive(raw, "typical_dose", where) if "typical_dose" in raw else UNKNOWN,
+        covariates=tuple(
+            read_covariate(c, tuple(every), f"{where} [[covariates]] {i + 1}") for i, c in enumerate(covariates)
+        ),
+        shrinkage=part("shrinkage", read_shrinkage),
+        mixture=part("mixture", read_mixture, every),
+        correlation=part("correlation", read_correlation, every),
+        prior_correlation=part("prior_correlation", read_prior_correlation),
+        typical_dose=typical_dose,
         label=get_text(raw, "label", where, ""),
         reference=get_text(raw, "reference", where, ""),
         doi=get_text(raw, "doi", where, ""),
@@ -175,21 +192,46 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     )
 
 
+def _refuse_omegas(parameters: Mapping[str, Parameter], where: str) -> None:
+    """Refuse an omega that is shared with a parameter which has none of its own."""
+    for p in parameters.values():
+        if p.omega_of:
+            other = parameters[nearest_or_raise(p.omega_of, parameters, "parameter", f"{where} [parameters.{p.name}]")]
+            if other.omega_of or other.iiv == 0 or other.iiv != p.iiv:
+                raise ModelError(
+                    f"{where} [parameters.{p.name}]: omega_of = {other.name!r} must name a parameter with an omega of "
+                    "its own, and state the same number."
+                )
+
+
+def _with_infusion_phase(
+    structure: AbstractStructure, raw: Mapping, typical_dose: float, where: str
+) -> AbstractStructure:
+    """``true``, or ``{ dose = 2e8 }`` where ``c0`` belongs to another dose than the typical one."""
+    dose = typical_dose if structure.uses_dose and typical_dose is not UNKNOWN else None
+    if raw["infusion_phase"] is not True:
+        table = get_table(raw, "infusion_phase", f"{where} (or true)")
+        only_keys(table, ("dose",), f"{where} infusion_phase")
+        dose = get_positive(table, "dose", f"{where} infusion_phase")
+    try:
+        return InfusionPhase(structure, dose)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+
+
 def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
     only_keys(raw, _PARAMETER, where)
     transform = nearest_or_raise(get_text(raw, "transform", where), TRANSFORMS, "transform", where)
     value, iiv = get_number_or_unknown(raw, "value", where), _iiv(raw, where)
-    theta = TRANSFORMS[transform].forward(value) if _inside(value, transform) else math.nan
-    if value is UNKNOWN:
-        theta = 0.0  # of a prior that is never used
+    low, high = _bounds(raw, transform, where)
+    unused = Prior("normal", 0.0, 1.0)
+    p = Parameter(name, value, "", transform, iiv, False, unused, unused, low=low, high=high)
+    theta = 0.0 if value is UNKNOWN else p.theta  # of a prior that is never used
     if not math.isfinite(theta):
-        raise ModelError(f"{where}: value = {value:g} must be {TRANSFORMS[transform].domain} ({transform}).")
-    return Parameter(
-        name=name,
-        value=value,
+        raise ModelError(f"{where}: value = {value:g} must be {p.domain} ({transform}).")
+    return replace(
+        p,
         unit=get_text(raw, "unit", where),
-        transform=transform,
-        iiv=iiv,
         fixed=get_flag(raw, "fixed", where),
         prior=Prior(
             "normal",
@@ -197,10 +239,20 @@ def _parameter(name: str, raw: Mapping, where: str) -> Parameter:
             get_positive({"prior_sd": TYPICAL_PRIOR_SD, **raw}, "prior_sd", where),
         ),
         prior_omega=_omega_prior(raw.get("prior_omega"), iiv, where),
+        omega_of=get_text(raw, "omega_of", where, ""),
         label=get_text(raw, "label", where, ""),
         source=get_text(raw, "source", where, ""),
         confidence=get_text(raw, "confidence", where, ""),
     )
+
+
+def _bounds(raw: Mapping, transform: str, where: str) -> tuple[float, float]:
+    if "bounds" not in raw:
+        return 0.0, 1.0
+    low, high = get_numbers(raw, "bounds", where, 2)
+    if transform != "logit" or low >= high:
+        raise ModelError(f"{where}: bounds = [low, high], low below high, are for transform = 'logit'.")
+    return low, high
 
 
 def _iiv(raw: Mapping, where: str) -> float:
@@ -248,28 +300,57 @@ def _scale_prior(raw: Mapping, where: str) -> Prior:
 
 
 def _assay(name: str, raw: Mapping, structure: AbstractStructure, regressors: list[str], where: str) -> Assay:
-    only_keys(raw, _ASSAY, where)
-    sigma = get_number_or_unknown(raw, "sigma", where)
-    error = nearest_or_raise(get_text(raw, "error", where), ("lognormal",), "error", where)
-    lloq = get_number(raw, "lloq", where) if "lloq" in raw else None
-    if sigma <= 0 or (lloq is not None and lloq <= 0):
-        raise ModelError(f"{where}: sigma and lloq must be above 0.")
+    family = RESIDUALS[nearest_or_raise(get_text(raw, "error", where), RESIDUALS, "error", where)]
+    names = [p.name for p in family.params]
+    only_keys(raw, (*_ASSAY, *names, *(f"prior_{n}" for n in names)), where)
+    limits = {k: get_positive(raw, k, where) for k in ("lloq", "lod") if k in raw}
+    if limits.get("lod", 0.0) > limits.get("lloq", math.inf):
+        raise ModelError(f"{where}: lod = {limits['lod']:g} lies above lloq = {limits['lloq']:g}.")
+    (sigma, prior), *others = (_residual(raw, p, limits.get("lloq"), where) for p in family.params)
+    second, prior_second = others[0] if others else (UNKNOWN, None)
     return Assay(
         name=name,
         output=nearest_or_raise(get_text(raw, "output", where), structure.outputs, "output", where),
         matrix=nearest_or_raise(get_text(raw, "matrix", where), MATRICES, "matrix", where),
         unit=get_text(raw, "unit", where),
-        error=error,
+        error=family.name,
         sigma=sigma,
-        prior=_scale_prior(raw["prior_sigma"], f"{where} prior_sigma")
-        if "prior_sigma" in raw
-        else Prior("lognormal", 0.0 if sigma is UNKNOWN else math.log(sigma), SIGMA_PRIOR_SD),
-        lloq=lloq,
+        prior=prior or Prior("lognormal", 0.0 if sigma is UNKNOWN else math.log(sigma), SIGMA_PRIOR_SD),
+        second=second,
+        prior_second=prior_second,
+        lloq=limits.get("lloq"),
+        lod=limits.get("lod"),
+        ratio=_ratio(name, raw["ratio"], f"{where} ratio") if "ratio" in raw else None,
         conversion=_conversion(raw["conversion"], regressors, f"{where} conversion") if "conversion" in raw else None,
         label=get_text(raw, "label", where, ""),
         source=get_text(raw, "source", where, ""),
         confidence=get_text(raw, "confidence", where, ""),
     )
+
+
+def _residual(raw: Mapping, p: ResidualParameter, lloq: float | None, where: str) -> tuple[float, Prior | None]:
+    """A residual parameter's value, and its prior; None if it is held at its value."""
+    default = {} if p.default is None else {p.name: p.default}
+    if p.default is None and lloq is not None:
+        default = {p.name: ADDITIVE_OF_LLOQ * lloq}
+    given = raw if not p.fixed and p.default is not None and p.scale else {**default, **raw}
+    value, key = get_number_or_unknown(given, p.name, where), f"prior_{p.name}"
+    if not (value is UNKNOWN or p.low < value <= p.high):
+        raise ModelError(f"{where}: {p.name} = {value:g} must be above {p.low:g}" + _up_to(p) + ".")
+    if key in raw and raw[key] != "fixed":
+        return value, _scale_prior(raw[key], f"{where} {key}")
+    if p.fixed or key in raw:
+        return value, None
+    return value, Prior("lognormal", 0.0 if value is UNKNOWN else math.log(value), p.prior_sd)
+
+
+def _up_to(p: ResidualParameter) -> str:
+    return f" and up to {p.high:g}" if math.isfinite(p.high) else ""
+
+
+def _ratio(assay: str, raw: Mapping, where: str) -> Parameter:
+    """What an assay's output is multiplied by in its matrix."""
+    return _parameter(f"ratio_{assay}", {"unit": "1", "transform": "log", "prior_sd": RATIO_PRIOR_SD, **raw}, where)
 
 
 def _conversion(raw: Mapping, regressors: list[str], where: str) -> Conversion:
@@ -291,76 +372,3 @@ def _treatments(raw: Mapping, structure: AbstractStructure, where: str) -> tuple
         factor = _parameter(f"f_{name}", {k: v for k, v in spec.items() if k not in _TREATMENT}, here)
         found.append(Treatment(name, get_text(spec, "column", here), factor, get_flag(spec, "active", here)))
     return tuple(found)
-
-
-def _regressor(name: str, raw: Mapping, where: str) -> Regressor:
-    only_keys(raw, _REGRESSOR, where)
-    return Regressor(
-        name=name,
-        column=get_text(raw, "column", where),
-        unit=get_text(raw, "unit", where),
-        interpolation=nearest_or_raise(get_text(raw, "interpolation", where), INTERPOLATIONS, "interpolation", where),
-        typical=get_number(raw, "typical", where),
-    )
-
-
-def _covariate(raw: Mapping, parameters: Sequence[str], where: str) -> Covariate:
-    only_keys(raw, _COVARIATE, where)
-    return Covariate(
-        column=get_text(raw, "column", where),
-        on=nearest_or_raise(get_text(raw, "on", where), parameters, "parameter", where),
-        form=nearest_or_raise(get_text(raw, "form", where), FORMS, "form", where),
-        center=get_number(raw, "center", where),
-        value=get_number(raw, "value", where),
-        source=get_text(raw, "source", where, ""),
-        confidence=get_text(raw, "confidence", where, ""),
-    )
-
-
-def _mixture(raw: Mapping, parameters: Sequence[str], where: str) -> Mixture:
-    only_keys(raw, _MIXTURE, where)
-    probability = get_positive(raw, "probability", where)
-    if probability >= 1:
-        raise ModelError(f"{where}: probability = {probability:g} must be between 0 and 1.")
-    return Mixture(
-        on=nearest_or_raise(get_text(raw, "on", where), parameters, "parameter", where),
-        value=get_number(raw, "value", where),
-        probability=probability,
-        label=get_text(raw, "label", where),
-        source=get_text(raw, "source", where, ""),
-        confidence=get_text(raw, "confidence", where, ""),
-    )
-
-
-def _correlation(raw: Mapping, where: str) -> PriorCorrelation:
-    only_keys(raw, ("names", "matrix"), where)
-    names, matrix = get_value(raw, "names", where), get_value(raw, "matrix", where)
-    numbers = isinstance(matrix, list) and all(
-        isinstance(row, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in row)
-        for row in matrix
-    )
-    if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or not numbers:
-        raise ModelError(f"{where}: names must be a list of texts, and matrix a list of rows of numbers.")
-    return PriorCorrelation(tuple(names), tuple(tuple(float(x) for x in row) for row in matrix))
-
-
-def _check(raw: Mapping, structure: AbstractStructure, where: str) -> Check:
-    only_keys(raw, _CHECK, where)
-    changed = optional_table(raw, "where", where)
-    for name in changed:
-        nearest_or_raise(name, (*structure.parameters._fields, "typical_dose"), "parameter", where)
-    output = get_text(raw, "output", where, "")
-    return Check(
-        quantity=get_text(raw, "quantity", where),
-        expected=get_positive(raw, "expected", where),
-        rel_tol=get_positive(raw, "rel_tol", where),
-        time=get_number(raw, "time", where) if "time" in raw else None,
-        unit=get_text(raw, "unit", where, ""),
-        source=get_text(raw, "source", where),
-        output=nearest_or_raise(output, structure.outputs, "output", where) if output else "",
-        where=tuple((name, get_number(changed, name, where)) for name in changed),
-    )
-
-
-def _inside(value: float, transform: str) -> bool:
-    return transform == "identity" or (value > 0 and (transform == "log" or value < 1))

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -15,11 +15,13 @@ TYPICAL_PRIOR_SD = 1.0  # of a typical value on its transformed scale: a factor 
 OMEGA_PRIOR_SD = 0.7  # of ln omega: a factor of 4 either way holds real data's Cmax (omega near 2.8)
 SIGMA_PRIOR_SD = 0.5  # of ln sigma
 
+RATIO_PRIOR_SD = 1.0  # of the log ratio between two tissues
+
 # A number that nobody has published. One object, so that two models that lack the same number are equal.
 UNKNOWN = float("nan")
 
 MATRICES = ("PB", "BM", "LN", "CSF", "tumour", "body")  # blood, marrow, lymph node, spinal fluid; the whole body
-Family = Literal["normal", "lognormal", "halfnormal"]
+Family = Literal["normal", "lognormal", "halfnormal", "halfcauchy", "lkj"]
 
 
 @dataclass(frozen=True)
@@ -28,11 +30,12 @@ class Prior:
 
     Attributes
     ----------
-    family : {"normal", "lognormal", "halfnormal"}
+    family : {"normal", "lognormal", "halfnormal", "halfcauchy", "lkj"}
         ``normal(loc, scale)`` on a typical value's transformed scale; for omega and sigma
         ``lognormal(ln median, scale)``, which keeps away from zero, or ``halfnormal(scale)``, which does not.
+        ``halfcauchy`` and ``lkj`` are of the scales of a horseshoe and of partial correlations, and not chosen by hand.
     loc, scale : float
-        As above; ``loc`` is unused by ``halfnormal``.
+        As above; ``loc`` is only used by ``normal`` and ``lognormal``.
     """
 
     family: Family
@@ -40,7 +43,7 @@ class Prior:
     scale: float
 
     def __post_init__(self):
-        if self.family not in ("normal", "lognormal", "halfnormal"):
+        if self.family not in get_args(Family):
             raise ModelError(f"prior family {self.family!r}: choose normal, lognormal or halfnormal.")
         if not (np.isfinite(self.loc) and np.isfinite(self.scale) and self.scale > 0):
             raise ModelError(
@@ -50,6 +53,10 @@ class Prior:
     def __str__(self) -> str:
         if self.family == "halfnormal":
             return f"HalfNormal({self.scale:.3g})"
+        if self.family == "halfcauchy":
+            return f"HalfCauchy({self.scale:.3g})"
+        if self.family == "lkj":
+            return f"LKJ (partial correlation, {self.scale:.3g})"
         if self.family == "lognormal":
             return f"LogNormal(ln {np.exp(self.loc):.3g}, {self.scale:.3g})"
         return f"Normal({self.loc:.3g}, {self.scale:.3g})"
@@ -74,6 +81,10 @@ class Parameter:
     prior, prior_omega : Prior
         On the transformed typical value and on omega.
     label, source, confidence : str
+    low, high : float
+        Bounds of a ``logit`` parameter.
+    omega_of : str
+        A parameter whose omega this one shares, in the place of one of its own.
     """
 
     name: str
@@ -87,12 +98,36 @@ class Parameter:
     label: str = ""
     source: str = ""
     confidence: str = ""
+    low: float = 0.0
+    high: float = 1.0
+    omega_of: str = ""
 
     @property
     def theta(self) -> float:
         """Typical value on the transformed scale."""
+        return float(self.forward(self.value))
+
+    def forward(self, natural):
+        """Natural to transformed scale (NumPy); NaN or infinite outside what is possible."""
+        if self.transform == "logit":
+            natural = (np.asarray(natural) - self.low) / (self.high - self.low)
         with np.errstate(invalid="ignore", divide="ignore"):
-            return float(TRANSFORMS[self.transform].forward(self.value))
+            return TRANSFORMS[self.transform].forward(natural)
+
+    def inverse(self, transformed):
+        """Transformed to natural scale (JAX)."""
+        natural = TRANSFORMS[self.transform].inverse(transformed)
+        bounded = self.transform == "logit" and (self.low, self.high) != (0.0, 1.0)
+        return self.low + (self.high - self.low) * natural if bounded else natural
+
+    @property
+    def domain(self) -> str:
+        """Which natural values are possible, in words."""
+        return (
+            f"between {self.low:g} and {self.high:g}"
+            if self.transform == "logit"
+            else TRANSFORMS[self.transform].domain
+        )
 
 
 @dataclass(frozen=True)
@@ -108,14 +143,21 @@ class Assay:
     matrix : str
         ``PB`` blood, ``BM`` marrow, ``LN`` lymph node, ``CSF`` spinal fluid, ``tumour``, or ``body`` for all cells.
     unit : str
-    error : {"lognormal"}
-        Residual: normal with SD ``sigma`` on the natural-log scale.
+    error : str
+        Residual: a family of :data:`carkinetics.residuals.RESIDUALS`.
     sigma : float
-        NaN if it is not known.
+        Its first parameter (``sigma`` of ``lognormal``: the SD on the natural-log scale); NaN if it is not known.
     prior : Prior
         On sigma.
-    lloq : float or None
-        Lower limit of quantification, in ``unit``.
+    second : float
+        Its second parameter, if it has one (``nu`` of ``student_t``, ``additive`` of ``combined``).
+    prior_second : Prior or None
+        On that; None if it is known.
+    lloq, lod : float or None
+        Lower limits of quantification and of detection, in ``unit``: a sample between them is detected and not
+        quantified.
+    ratio : Parameter or None
+        What the output is multiplied by in this matrix, ``ratio_<assay>``: one more parameter of the model.
     conversion : Conversion or None
         If the output is in cells per uL and the assay in copies per ug.
     """
@@ -132,6 +174,10 @@ class Assay:
     source: str = ""
     confidence: str = ""
     conversion: "Conversion | None" = None
+    second: float = UNKNOWN
+    prior_second: Prior | None = None
+    lod: float | None = None
+    ratio: Parameter | None = None
 
 
 @dataclass(frozen=True)
@@ -194,100 +240,6 @@ class Regressor:
     unit: str
     interpolation: str
     typical: float
-
-
-@dataclass(frozen=True)
-class Covariate:
-    """A baseline covariate's effect on a typical value.
-
-    Attributes
-    ----------
-    column, on : str
-        The table's column; the parameter.
-    form : {"power", "exponential", "linear"}
-        The typical value is multiplied by ``(x / center) ** value``, ``exp(value (x - center))`` or
-        ``1 + value (x - center)``.
-    center : float
-        Covariate of the typical patient.
-    value : float
-        The effect.
-    """
-
-    column: str
-    on: str
-    form: str
-    center: float
-    value: float
-    source: str = ""
-    confidence: str = ""
-
-    def ln_factor(self, x):
-        """Natural log of what a typical value is multiplied by at a covariate of ``x``."""
-        if self.form == "power":
-            return self.value * np.log(np.asarray(x, float) / self.center)
-        step = self.value * (np.asarray(x, float) - self.center)
-        return step if self.form == "exponential" else np.log1p(step)
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """A second class of patients, in which one typical value is another.
-
-    Attributes
-    ----------
-    on : str
-        The parameter.
-    value : float
-        Its typical value in the second class.
-    probability : float
-        Of a patient to be of the second class.
-    label : str
-        What the second class is called.
-    """
-
-    on: str
-    value: float
-    probability: float
-    label: str
-    source: str = ""
-    confidence: str = ""
-
-
-@dataclass(frozen=True)
-class PriorCorrelation:
-    """Correlations between priors that are normal on the sampler's scale: of a posterior that becomes a prior.
-
-    Attributes
-    ----------
-    names : tuple of str
-        As in the parameter table: ``cmax`` (its transformed typical value), ``omega cmax`` and ``sigma qpcr`` (their
-        logs).
-    matrix : tuple of tuple of float
-        Correlations, positive definite.
-    """
-
-    names: tuple[str, ...]
-    matrix: tuple[tuple[float, ...], ...]
-
-    def __post_init__(self):
-        n = len(self.names)
-        if len(set(self.names)) != n or [len(row) for row in self.matrix] != [n] * n:
-            raise ModelError(f"prior_correlation: {n} names, all different, need a matrix of {n} by {n}.")
-        matrix = np.array(self.matrix, float)
-        if not (np.isfinite(matrix).all() and np.allclose(matrix, matrix.T) and np.allclose(np.diag(matrix), 1.0)):
-            raise ModelError("prior_correlation: the matrix must be symmetric with ones on its diagonal.")
-        if np.linalg.eigvalsh(matrix).min() <= 0:
-            raise ModelError("prior_correlation: the matrix must be positive definite.")
-
-    def without(self, names: Iterable[str]) -> "PriorCorrelation | None":
-        """The correlations of the others."""
-        gone = set(names)
-        stay = [i for i, name in enumerate(self.names) if name not in gone]
-        if not stay:
-            return None
-        return PriorCorrelation(
-            tuple(self.names[i] for i in stay), tuple(tuple(self.matrix[i][j] for j in stay) for i in stay)
-        )
 
 
 @dataclass(frozen=True)

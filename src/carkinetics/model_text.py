@@ -7,15 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
+from carkinetics.covariates import Covariate
 from carkinetics.model import Model
-from carkinetics.model_parts import UNKNOWN
+from carkinetics.model_parts import UNKNOWN, Assay
+from carkinetics.residuals import RESIDUALS
+from carkinetics.structure import AbstractStructure
+from carkinetics.structures.infusion_phase import InfusionPhase
 
 WIDTH = 110
 
 
 def describe(model: Model) -> str:
     """Everything that the model file and its structure say, as text."""
-    equations = inspect.cleandoc(type(model.structure).__doc__ or "").replace("``", "")
+    equations = _equations(model.structure)
     parts = [_wrapped(f"{model.name}: {model.label}"), _wrapped(f"{model.reference}, doi:{model.doi}")]
     parts += [f"\nStructure {model.structure.name}", textwrap.indent(equations, "  ")]
     parts += ["\nParameters", aligned(_parameters(model)), "\nAssays", aligned(_assays(model))]
@@ -23,6 +27,12 @@ def describe(model: Model) -> str:
     if model.notes:
         parts += ["\nTo know", *(_wrapped(f"- {note}") for note in model.notes)]
     return "\n".join(parts)
+
+
+def _equations(structure: AbstractStructure) -> str:
+    """What the structure's docstring says; with an infusion phase, of both."""
+    inner = f"{_equations(structure.base)}\n\n" if isinstance(structure, InfusionPhase) else ""
+    return inner + inspect.cleandoc(type(structure).__doc__ or "").replace("``", "")
 
 
 def _wrapped(text: str) -> str:
@@ -63,12 +73,17 @@ def _assays(model: Model) -> pd.DataFrame:
             "output": a.output,
             "matrix": a.matrix,
             "unit": a.unit,
-            "sigma": _number(a.sigma),
+            "residual": _residual(a),
             "lloq": "" if a.lloq is None else _number(a.lloq),
         }
         for a in model.assays
     ]
     return pd.DataFrame(rows).set_index("assay")
+
+
+def _residual(a: Assay) -> str:
+    values = zip(RESIDUALS[a.error].params, (a.sigma, a.second), strict=False)
+    return f"{a.error}, " + ", ".join(f"{p.name} {_number(value)}" for p, value in values)
 
 
 def _beside(model: Model) -> Iterator[str]:
@@ -78,10 +93,25 @@ def _beside(model: Model) -> Iterator[str]:
     for r in model.regressors:
         yield f"Regressor {r.name}: column {r.column} ({r.unit}), {r.interpolation}; typical {_number(r.typical)}"
     for c in model.covariates:
-        yield f"Covariate {c.column} on {c.on}: {c.form}, {_number(c.value)}, centre {_number(c.center)}"
+        yield f"Covariate {c.column} on {c.on}: {_effect(c)}"
+    if model.correlation is not None:
+        yield f"Correlated random effects: {', '.join(model.correlation.parameters)}; LKJ({model.correlation.eta:g})"
+    for a in model.assays:
+        if a.ratio is not None:
+            ratio = model[a.ratio.name]
+            yield f"Assay {a.name}: {a.output} times {ratio.name} = {_number(ratio.value)} in {a.matrix}"
     if model.mixture is not None:
         m = model.mixture
         yield f"Mixture: {100 * m.probability:.3g} % of patients are {m.label}, with {m.on} = {_number(m.value)}"
+
+
+def _effect(c: Covariate) -> str:
+    if c.form != "categorical":
+        centre = c.center if isinstance(c.center, str) else _number(c.center)
+        return f"{c.form}, {_number(c.value)}, centre {centre}"
+    values = c.values or (c.value,) * len(c.levels)
+    levels = ", ".join(f"{level} {_number(value)}" for level, value in zip(c.levels, values, strict=True))
+    return f"categorical, reference {c.reference or 'the most frequent'}" + (f"; {levels}" if levels else "")
 
 
 def _sources(model: Model) -> Iterator[str]:

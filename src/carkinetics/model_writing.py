@@ -6,6 +6,8 @@ from typing import Any
 
 from carkinetics.model import Model
 from carkinetics.model_parts import UNKNOWN, Assay, Check, Parameter, Prior, Treatment
+from carkinetics.residuals import RESIDUALS
+from carkinetics.structures.infusion_phase import InfusionPhase
 
 _Table = dict[str, Any]
 
@@ -13,16 +15,24 @@ _Table = dict[str, Any]
 def to_toml(model: Model) -> str:
     """The model file of a model; numbers are written so that they come back to the last digit."""
     top: _Table = {"schema": 1, "name": model.name, "label": model.label, "structure": model.structure.name}
+    if isinstance(model.structure, InfusionPhase):
+        dose = model.structure.dose
+        top |= {"structure": model.structure.base.name}
+        top |= {"infusion_phase": True if dose in (None, model.typical_dose) else {"dose": dose}}
     top |= {"reference": model.reference, "doi": model.doi, "notes": list(model.notes)}
     if model.typical_dose is not UNKNOWN:
         top["typical_dose"] = model.typical_dose
     own = model.parameters[: len(model.structure.parameters._fields)]
     blocks = [_lines(top)]
     blocks += [_block(f"[parameters.{p.name}]", _parameter(p)) for p in own]
-    blocks += [_block(f"[assays.{_key(a.name)}]", _assay(a)) for a in model.assays]
+    blocks += [_block(f"[assays.{_key(a.name)}]", _assay(a, model)) for a in model.assays]
     blocks += [_block(f"[treatments.{_key(t.name)}]", _treatment(t, model)) for t in model.treatments]
     blocks += [_block(f"[regressors.{_key(r.name)}]", _fields(r, without="name")) for r in model.regressors]
     blocks += [_block("[[covariates]]", _fields(c)) for c in model.covariates]
+    if model.shrinkage is not None:
+        blocks.append(_block("[shrinkage]", _fields(model.shrinkage)))
+    if model.correlation is not None:
+        blocks.append(_block("[correlation]", _fields(model.correlation)))
     if model.mixture is not None:
         blocks.append(_block("[mixture]", _fields(model.mixture)))
     if model.prior_correlation is not None:
@@ -33,7 +43,11 @@ def to_toml(model: Model) -> str:
 
 def _parameter(p: Parameter) -> _Table:
     table: _Table = {"label": p.label, "value": p.value, "unit": p.unit, "transform": p.transform}
+    if (p.low, p.high) != (0.0, 1.0):
+        table["bounds"] = [p.low, p.high]
     table |= {"no_iiv": True} if p.iiv == 0 else {"omega_sd": p.iiv}
+    if p.omega_of:
+        table["omega_of"] = p.omega_of
     if p.fixed:
         table["fixed"] = True
     table["prior_sd"] = p.prior.scale
@@ -50,10 +64,16 @@ def _scale_prior(prior: Prior) -> _Table:
     return {"family": "lognormal", "ln_median": prior.loc, "scale": prior.scale}
 
 
-def _assay(a: Assay) -> _Table:
-    table = _fields(a, without="name")
-    table["prior_sigma"] = _scale_prior(a.prior)
-    del table["prior"]
+def _assay(a: Assay, model: Model) -> _Table:
+    table: _Table = {k: getattr(a, k) for k in ("label", "output", "matrix", "unit", "error")}
+    values = ((a.sigma, a.prior), (a.second, a.prior_second))
+    for p, (value, prior) in zip(RESIDUALS[a.error].params, values, strict=False):
+        table[p.name] = value
+        table[f"prior_{p.name}"] = "fixed" if prior is None else _scale_prior(prior)
+    table |= {k: getattr(a, k) for k in ("lloq", "lod") if getattr(a, k) is not None}
+    table |= {"source": a.source, "confidence": a.confidence}
+    if a.ratio is not None:
+        table["ratio"] = _parameter(model[a.ratio.name])
     if a.conversion is not None:
         table["conversion"] = _fields(a.conversion)
     return table

@@ -6,12 +6,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics import solvers
 from carkinetics.dataset import Dataset
 from carkinetics.errors import ModelError
-from carkinetics.inputs import inputs_of, ln_offset
+from carkinetics.inputs import design_of, inputs_of, ln_offset
 from carkinetics.model import Model
 from carkinetics.solvers import Grid
 from carkinetics.structure import Inputs
@@ -22,20 +22,32 @@ _BUCKET = 32
 _MAX_PADDING = 4
 
 
-class Rows(NamedTuple):
-    """How many rows of each kind there are, filled up; they stand in this order."""
+class Group(NamedTuple):
+    """Rows that one formula serves: a kind of sample, of assays with one family of residuals; filled up.
 
-    quantified: int
-    below: int
-    above: int
-    between: int
+    Attributes
+    ----------
+    kind : {"quantified", "below", "above", "between"}
+    family : str
+        Of :data:`carkinetics.residuals.RESIDUALS`.
+    begin, end : int
+        Among all rows.
+    """
+
+    kind: str
+    family: str
+    begin: int
+    end: int
+
+
+_KINDS = ("quantified", "below", "above", "between")
 
 
 class Observations(eqx.Module):
     """The data as arrays that enter the compiled density, and the static facts that shape it.
 
-    Rows are sorted by kind (quantified, left-, right-, interval-censored), then as in the dataset. Those that fill a
-    kind up belong to no subject and no assay: sums by either leave them out.
+    Rows are sorted by group (quantified, left-, right-, interval-censored, each by family of residuals), then as in the
+    dataset. Those that fill a group up belong to no subject, and to an assay of its family.
 
     Attributes
     ----------
@@ -52,10 +64,9 @@ class Observations(eqx.Module):
         From the ln of the output to the ln of what the assay reads; 0 without a conversion.
     inputs : Inputs
         Of every patient.
-    rows : Rows
-    n_subjects : int
-    order : tuple of int
-        Position of each row in the dataset's order.
+    design : Float["effect subject"]
+        What the effects of covariates act on.
+    rows : tuple of Group
     """
 
     grid: Grid
@@ -66,7 +77,8 @@ class Observations(eqx.Module):
     ln_limit: Float[Array, " obs"]
     offset: Float[Array, " obs"]
     inputs: Inputs
-    rows: Rows = eqx.field(static=True)
+    design: Float[Array, "effect subject"]
+    rows: tuple[Group, ...] = eqx.field(static=True)
     flat: bool = eqx.field(static=True)
 
     @property
@@ -77,19 +89,53 @@ class Observations(eqx.Module):
     def n_obs(self) -> int:
         return self.cell.shape[0]
 
+    @property
+    def n_quantified(self) -> int:
+        """Rows before the first that is censored."""
+        return max((g.end for g in self.rows if g.kind == "quantified"), default=0)
 
-def row_positions(data: Dataset) -> Int[np.ndarray, " row"]:
+    @property
+    def real(self) -> Bool[Array, " obs"]:
+        """Rows that are of a patient."""
+        return self.subject < self.n_subjects
+
+    def by_assay_and_subject(self, per_row: Float[Array, "obs *n"], n_assays: int) -> Float[Array, "assay subject *n"]:
+        """Sums of every assay's rows of every patient."""
+        groups = n_assays * self.n_subjects
+        at = jnp.where(self.real, self.assay * self.n_subjects + self.subject, groups)
+        sums = jax.ops.segment_sum(per_row, at, groups)
+        return sums.reshape(n_assays, self.n_subjects, *per_row.shape[1:])
+
+
+def row_positions(model: Model, data: Dataset) -> Int[np.ndarray, " row"]:
     """Where each row of the dataset stands among those that the density reads."""
-    kind, rows = _kind(data), _rows(data)
+    kind, family = _kind(data), _families(model, data)
     positions = np.empty(len(kind), int)
-    for k, begin in enumerate(np.cumsum(rows) - rows):
-        here = np.flatnonzero(kind == k)
-        positions[here] = begin + np.arange(len(here))
+    for group in _groups(model, data):
+        here = np.flatnonzero((kind == _KINDS.index(group.kind)) & (family == group.family))
+        positions[here] = group.begin + np.arange(len(here))
     return positions
 
 
-def _rows(data: Dataset) -> Rows:
-    return Rows(*(-(-int(np.sum(_kind(data) == k)) // _BUCKET) * _BUCKET for k in range(4)))
+def _families(model: Model, data: Dataset) -> np.ndarray:
+    """Of every row of the dataset."""
+    return np.array([a.error for a in model.assays], dtype=object)[_assays(model, data)]
+
+
+def _assays(model: Model, data: Dataset) -> Int[np.ndarray, " row"]:
+    """Place of every row's assay among the model's."""
+    known = [a.name for a in model.assays]
+    return np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
+
+
+def _groups(model: Model, data: Dataset) -> tuple[Group, ...]:
+    kind, family, begin, found = _kind(data), _families(model, data), 0, []
+    for k, name in enumerate(_KINDS):
+        for each in sorted(set(family[kind == k])):
+            filled = -(-int(np.sum((kind == k) & (family == each))) // _BUCKET) * _BUCKET
+            found.append(Group(name, each, begin, begin + filled))
+            begin += filled
+    return tuple(found)
 
 
 def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
@@ -101,11 +147,6 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
         An assay of the table is not an assay of the model.
     """
     model.refuse_unknown("a fit")
-    if model.covariates or model.mixture:
-        raise ModelError(
-            f"{model.name}: covariates and classes of patients can be simulated and not yet fitted. Fit "
-            "model.without_covariates().without_mixture()."
-        )
     if not any(p.iiv for p in model.parameters):
         raise ModelError(f"{model.name}: no parameter varies between patients; give at least one an omega.")
     known = [a.name for a in model.assays]
@@ -115,14 +156,19 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
             f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
             "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
         )
-    rows, positions, n = _rows(data), row_positions(data), len(data.subjects)
+    rows, positions, n = _groups(model, data), row_positions(model, data), len(data.subjects)
+    n_rows = rows[-1].end if rows else 0
 
     def filled(values, rest):
-        found = np.full(sum(rows), rest)
+        found = np.full(n_rows, rest)
         found[positions] = values
         return found
 
-    assay = np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
+    assay = _assays(model, data)
+    of_family = np.zeros(n_rows, int)
+    for group in rows:
+        of_family[group.begin : group.end] = [a.error for a in model.assays].index(group.family)
+    of_family[positions] = assay
     with np.errstate(invalid="ignore"):
         ln_dv, ln_limit = np.log(data.dv), np.log(data.limit)
     # LIMIT is the other end of an interval, whichever way the row is censored.
@@ -130,15 +176,16 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
     upper, lower = filled(np.maximum(ln_dv, ln_limit), 0.0), filled(np.minimum(ln_dv, ln_limit), -1.0)
     flat, times, cell = _grid(data.subject, data.time, n, model.structure.closed_form)
     if flat:
-        times, cell = filled(data.time, 1.0)[None, :], np.arange(sum(rows))
+        times, cell = filled(data.time, 1.0)[None, :], np.arange(n_rows)
     else:
         cell = filled(cell, 0)
     inputs = inputs_of(model, data)
     offset = filled(_offsets(model, data, assay, inputs), 0.0)
     at = of_subjects(inputs, filled(data.subject, 0)) if flat else inputs
-    arrays = (cell, filled(data.subject, n), filled(assay, len(known)), upper, lower, offset)
+    arrays = (cell, filled(data.subject, n), of_family, upper, lower, offset)
     with jax.enable_x64(True):
         cell, subject, assay, ln_dv, ln_limit, offset = (jnp.asarray(x) for x in arrays)
+        design = jnp.asarray(design_of(model, data))
     return Observations(
         grid=solvers.make_grid(model.structure, times, at, refine=refine),
         cell=cell,
@@ -148,6 +195,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
         ln_limit=ln_limit,
         offset=offset,
         inputs=inputs,
+        design=design,
         rows=rows,
         flat=flat,
     )

@@ -1,294 +1,222 @@
-"""The joint density of a population: one NumPyro model function, and the arrays it reads.
-
-``Model`` -> ``Layout`` (what is estimated), and with the ``Observations`` of a dataset -> ``joint``. The
-data are arguments of the compiled density, not constants in it, so that another dataset of the same shape
-reuses the compiled program.
-"""
-
-from dataclasses import dataclass
-from functools import partial
-from typing import Any
+"""The population that ``phi`` stands for, and its patients: typical values, and how individuals spread about them."""
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro
-import numpyro.distributions as dist
-from jaxtyping import Array, Float, PRNGKeyArray
-from numpyro.infer.util import log_density
+from jaxtyping import Array, Float
+from numpyro.distributions.transforms import CorrCholeskyTransform
 
-from carkinetics import observation, solvers
-from carkinetics.errors import ModelError
-from carkinetics.model import Model
-from carkinetics.model_parts import Parameter, Prior, nearest_or_raise
-from carkinetics.observations import Observations, of_subjects
-from carkinetics.solvers import Grid
-from carkinetics.structure import AbstractStructure, Inputs
-from carkinetics.transforms import TRANSFORMS
+from carkinetics.covariates import EFFECT_PRIOR_SD
+from carkinetics.layout import Layout
 
 
-@dataclass(frozen=True)
-class Layout:
-    """What is estimated, in which order: the names behind the columns of every array.
+class Population(eqx.Module):
+    """Where patients lie and how widely, on the transformed scale.
+
+    A patient's random parameters are ``typical + omega (factor z)``; ``z`` is standard normal, or in the second class
+    of a mixture normal about ``away``.
 
     Attributes
     ----------
-    parameters : tuple of Parameter
-        All parameters of the structure, in its order.
-    estimated, random : tuple of int
-        Positions of those with an estimated typical value, and of those with between-patient variability.
+    typical : Float["parameter n"]
+        Of every patient's covariates; one column where there are none.
+    omega : Float[" random"]
+    factor : Float["random random"] or None
+        Cholesky factor of the correlations; None where random effects are independent.
+    residual : Float["2 assay"]
+        First and second residual parameter; NaN where a family has no second.
+    step : Float[" random"] or None
+        From the first class to the second.
+    log_odds : Float[""] or None
+        Of the second class.
     """
 
-    structure: AbstractStructure
-    parameters: tuple[Parameter, ...]
-    estimated: tuple[int, ...]
-    random: tuple[int, ...]
-    assays: tuple[str, ...]
-    outputs: tuple[str, ...]
+    typical: Float[Array, "parameter n"]
+    omega: Float[Array, " random"]
+    factor: Float[Array, "random random"] | None
+    residual: Float[Array, "2 assay"]
+    step: Float[Array, " random"] | None
+    log_odds: Float[Array, ""] | None
+    random: tuple[int, ...] = eqx.field(static=True)
+
+    def centre(self, ndim: int = 2) -> Float[Array, "random *n"]:
+        """Typical values of the random parameters, patient axis last, for an array with this many axes."""
+        found = self.typical[jnp.array(self.random, int)]
+        return found.reshape(len(self.random), *(1,) * (ndim - 2), -1)
+
+    def spread(self, z: Float[Array, "random *n"]) -> Float[Array, "random *n"]:
+        """Deviations of individual parameters, from standardised ones."""
+        mixed = z if self.factor is None else jnp.einsum("kl,l...->k...", self.factor, z)
+        return _along(self.omega, z) * mixed
+
+    def varying(self, z: Float[Array, "random *n"]) -> Float[Array, "random *n"]:
+        """Random parameters of individuals."""
+        return self.centre(z.ndim) + self.spread(z)
+
+    def whitened(self, x: Float[Array, "random *n"]) -> Float[Array, "random *n"]:
+        """The ``z`` of individuals: the inverse of :meth:`varying`."""
+        return self.standardised(x - self.centre(x.ndim))
+
+    def standardised(self, deviation: Float[Array, "random *n"]) -> Float[Array, "random *n"]:
+        """The inverse of :meth:`spread`."""
+        scaled = deviation / _along(self.omega, deviation)
+        if self.factor is None:
+            return scaled
+        flat = jax.scipy.linalg.solve_triangular(self.factor, scaled.reshape(len(scaled), -1), lower=True)
+        return flat.reshape(scaled.shape)
+
+    def parameters(self, x: Float[Array, "random n"]) -> Float[Array, "parameter n"]:
+        """All individual parameters, of which ``x`` are those that vary between patients."""
+        place = {i: k for k, i in enumerate(self.random)}
+        rows = [x[place[i]] if i in place else jnp.broadcast_to(row, x.shape[1:]) for i, row in enumerate(self.typical)]
+        return jnp.stack(rows)
+
+    def individual(self, z: Float[Array, "random n"]) -> Float[Array, "parameter n"]:
+        """All individual parameters."""
+        return self.parameters(self.varying(z))
+
+    def quadratic(self, matrix: Float[Array, "random random n"]) -> Float[Array, "random random n"]:
+        """A quadratic form in random parameters as one in ``z``."""
+        scaled = self.omega[:, None, None] * matrix * self.omega[None, :, None]
+        if self.factor is None:
+            return scaled
+        return jnp.einsum("ka,kln,lb->abn", self.factor, scaled, self.factor)
+
+    def linear(self, vector: Float[Array, "random n"]) -> Float[Array, "random n"]:
+        """A linear form in random parameters as one in ``z``."""
+        scaled = self.omega[:, None] * vector
+        return scaled if self.factor is None else self.factor.T @ scaled
+
+    def linear_inverse(self, vector: Float[Array, "random n"]) -> Float[Array, "random n"]:
+        """The inverse of :meth:`linear`."""
+        if self.factor is not None:
+            vector = jax.scipy.linalg.solve_triangular(self.factor, vector, lower=True, trans=1)
+        return vector / self.omega[:, None]
 
     @property
-    def n_phi(self) -> int:
-        """Number of population parameters."""
-        return len(self.estimated) + len(self.random) + len(self.assays)
+    def away(self) -> Float[Array, " random"]:
+        """Middle of the second class, in ``z``."""
+        assert self.step is not None
+        return self.standardised(self.step)
+
+    def log_density_z(self, z: Float[Array, "random *n"]) -> Float[Array, "*n"]:
+        """Log density of ``z``, without the constant of a standard normal."""
+        first = -0.5 * jnp.sum(z**2, axis=0)
+        return first if self.step is None else first + self.log_mixed(z)
+
+    def log_mixed(self, z: Float[Array, "random *n"]) -> Float[Array, "*n"]:
+        """What a second class adds to the log density of ``z``."""
+        assert self.log_odds is not None
+        lift = jnp.einsum("k...,k->...", z, self.away) - 0.5 * jnp.sum(self.away**2)
+        return jnp.logaddexp(0.0, self.log_odds + lift) - jnp.logaddexp(0.0, self.log_odds)
+
+    def second_class(self, z: Float[Array, "random *n"]) -> Float[Array, "*n"]:
+        """Probability of the second class, given ``z``."""
+        assert self.log_odds is not None
+        lift = jnp.einsum("k...,k->...", z, self.away) - 0.5 * jnp.sum(self.away**2)
+        return jax.nn.sigmoid(self.log_odds + lift)
 
     @property
-    def omegas(self) -> slice:
-        """Where ``phi`` has the log omegas: after the estimated typical values, before the residual SDs."""
-        first = len(self.estimated)
-        return slice(first, first + len(self.random))
+    def log_volume(self) -> Float[Array, ""]:
+        """Log of the determinant of :meth:`spread`."""
+        volume = jnp.log(jnp.abs(self.omega)).sum()
+        return volume if self.factor is None else volume + jnp.log(jnp.diag(self.factor)).sum()
 
-    @property
-    def phi_names(self) -> list[str]:
-        """What the components of ``phi`` are called: ``cmax``, ``omega cmax``, ``sigma qpcr``."""
-        names = [p.name for p in self.parameters]
-        typical, omegas = [names[i] for i in self.estimated], [f"omega {names[i]}" for i in self.random]
-        return typical + omegas + [f"sigma {a}" for a in self.assays]
+    def log_density(self, x: Float[Array, "random *n"]) -> Float[Array, "*n"]:
+        """Log density of random parameters, without the constant of a standard normal."""
+        return self.log_density_z(self.whitened(x)) - self.log_volume
 
 
-def make_layout(model: Model) -> Layout:
-    """The layout of a model's population parameters."""
-    return Layout(
-        structure=model.structure,
-        parameters=model.parameters,
-        estimated=tuple(i for i, p in enumerate(model.parameters) if not p.fixed),
-        random=tuple(i for i, p in enumerate(model.parameters) if p.iiv > 0),
-        assays=tuple(a.name for a in model.assays),
-        outputs=tuple(a.output for a in model.assays),
+def _along(vector: Float[Array, " random"], like: Float[Array, "random *n"]) -> Float[Array, "random ..."]:
+    """The vector with as many axes as the array, to be broadcast along its first."""
+    return vector.reshape(-1, *(1,) * (like.ndim - 1))
+
+
+def population(
+    layout: Layout,
+    phi: Float[Array, " phi"],
+    design: Float[Array, "effect n"],
+    *,
+    omega: Float[Array, " omega"] | None = None,
+) -> Population:
+    """The population of ``phi``, for patients of these covariates; ``omega`` in the place of that of ``phi``."""
+    place = {i: j for j, i in enumerate(layout.estimated)}
+    theta = jnp.stack([phi[place[i]] if i in place else p.theta for i, p in enumerate(layout.parameters)])
+    own = jnp.exp(phi[layout.omegas]) if omega is None else omega
+    step, log_odds = None, None
+    if layout.mixture is not None:
+        log_step, log_odds = phi[layout.classes]
+        step = jnp.exp(log_step) * class_sign(layout)
+    return Population(
+        typical=theta[:, None] if not layout.effects else _shifted(layout, theta, effects(layout, phi), design),
+        omega=own[jnp.array(layout.omega_of, int)],
+        factor=_factor(layout, phi),
+        residual=residuals(layout, phi),
+        step=step,
+        log_odds=log_odds,
+        random=layout.random,
     )
 
 
-def joint(model: Model, obs: Observations) -> None:
-    """The population density, as a NumPyro model.
-
-    Sites: ``theta.<parameter>`` (typical value, transformed scale), ``omega.<parameter>``,
-    ``sigma.<assay>``, and ``z`` of shape ``(random, subject)``: standard normal random effects, so that an
-    individual's transformed parameter is ``theta + omega z``.
-    """
-    layout = make_layout(model)
-    theta = jnp.stack(
-        [
-            jnp.asarray(p.theta) if p.fixed else numpyro.sample(f"theta.{p.name}", distribution(p.prior))
-            for p in model.parameters
-        ]
-    )
-    omega = jnp.stack(
-        [
-            numpyro.sample(f"omega.{p.name}", distribution(p.prior_omega))
-            for p in (model.parameters[i] for i in layout.random)
-        ]
-    )
-    sigma = jnp.stack([numpyro.sample(f"sigma.{a.name}", distribution(a.prior)) for a in model.assays])
-    if model.prior_correlation is not None:
-        phi = jnp.concatenate([theta[jnp.array(layout.estimated, int)], jnp.log(omega), jnp.log(sigma)])
-        numpyro.factor("prior_correlation", _log_correlation(model, phi))
-    shape = (len(layout.random), obs.n_subjects)
-    z = jnp.asarray(numpyro.sample("z", dist.Normal(0.0, 1.0).expand(shape).to_event(2)))
-    individual = individual_parameters(layout, theta, omega, z)
-    subjects = log_likelihood_by_subject(ln_pred(layout, individual, obs), sigma, obs)
-    numpyro.factor("log_likelihood", subjects.sum())
+def effects(layout: Layout, phi: Float[Array, " phi"]) -> Float[Array, " effect"]:
+    """Effects of covariates, known ones included."""
+    betas = phi[layout.betas]
+    if layout.shrinkage is not None:
+        global_, *local = jnp.exp(phi[layout.shrinking])
+        local, slab = jnp.stack(local), layout.shrinkage.slab
+        unit = jnp.array([layout.effects[j].prior.scale / EFFECT_PRIOR_SD for j in layout.estimated_effects])
+        betas = betas * unit * global_ * local * slab / jnp.sqrt(slab**2 + (global_ * local) ** 2)
+    known = jnp.array([e.value for e in layout.effects])
+    return known.at[jnp.array(layout.estimated_effects, int)].set(betas)
 
 
-def distribution(prior: Prior) -> dist.Distribution:
-    """The NumPyro distribution of a prior."""
-    if prior.family == "halfnormal":
-        return dist.HalfNormal(prior.scale)
-    family = dist.LogNormal if prior.family == "lognormal" else dist.Normal
-    return family(prior.loc, prior.scale)
+def _shifted(layout: Layout, theta, beta, design) -> Float[Array, "parameter n"]:
+    """Typical values of every patient."""
+    names = [p.name for p in layout.parameters]
+    rows = [jnp.broadcast_to(x, design.shape[1:]) for x in theta]
+    for j, effect in enumerate(layout.effects):
+        k = names.index(effect.on)
+        factor = effect.form == "linear" and layout.parameters[k].transform == "log"
+        rows[k] = rows[k] + (jnp.log1p(beta[j] * design[j]) if factor else beta[j] * design[j])
+    return jnp.stack(rows)
 
 
-def individual_parameters(
-    layout: Layout, theta: Float[Array, " parameter"], omega: Float[Array, " random"], z: Float[Array, "random subject"]
-) -> Float[Array, "parameter subject"]:
-    """Individual parameters on the transformed scale."""
-    return with_random(layout, theta, theta[jnp.array(layout.random)][:, None] + omega[:, None] * z)
+def class_sign(layout: Layout) -> Float[np.ndarray, " random"]:
+    """Direction of the second class: 1 or -1 at its parameter, 0 elsewhere."""
+    assert layout.mixture is not None
+    names = [layout.parameters[i].name for i in layout.random]
+    k = names.index(layout.mixture.on)
+    p = layout.parameters[layout.random[k]]
+    found = np.zeros(len(names))
+    found[k] = np.sign(float(p.forward(layout.mixture.value)) - p.theta)
+    return found
 
 
-def with_random(
-    layout: Layout, theta: Float[Array, " parameter"], x: Float[Array, "random subject"]
-) -> Float[Array, "parameter subject"]:
-    """Individual parameters, transformed scale, of which ``x`` are those that vary between patients."""
-    varying = dict(zip(layout.random, x, strict=True))
-    return jnp.stack([varying.get(i, jnp.full(x.shape[1], theta[i])) for i in range(len(theta))])
+def _factor(layout: Layout, phi: Float[Array, " phi"]) -> Float[Array, "random random"] | None:
+    if layout.correlation is None:
+        return None
+    block = CorrCholeskyTransform()(phi[layout.correlations])
+    at = np.array(layout.correlated)
+    # In the order of the random parameters the factor need not be triangular: what it is the factor of is.
+    whole = jnp.eye(len(layout.random)).at[at[:, None], at[None, :]].set(block @ block.T)
+    return jnp.linalg.cholesky(whole)
+
+
+def correlations(layout: Layout, phi: Float[Array, " phi"]) -> Float[Array, "random random"]:
+    """Correlations of the random effects."""
+    factor = _factor(layout, phi)
+    return jnp.eye(len(layout.random)) if factor is None else factor @ factor.T
+
+
+def residuals(layout: Layout, phi: Float[Array, " phi"]) -> Float[Array, "2 assay"]:
+    """First and second residual parameter of every assay; NaN where its family has no second."""
+    known = jnp.array([[a.sigma for a in layout.assays], [a.second for a in layout.assays]])
+    for (k, a), x in zip(layout.residuals, phi[layout.scales], strict=True):
+        known = known.at[k, a].set(jnp.exp(x))
+    return known
 
 
 def natural(layout: Layout, individual: Float[Array, "parameter *n"]) -> Float[Array, "parameter *n"]:
     """Individual parameters on their natural scale."""
-    return jnp.stack([TRANSFORMS[p.transform].inverse(x) for p, x in zip(layout.parameters, individual, strict=True)])
-
-
-def as_arguments(structure: AbstractStructure, values: Float[Array, "parameter *n"], x: Inputs) -> tuple[Any, Inputs]:
-    """What a structure is called with: its own of the natural-scale parameters, and inputs with the treatments'."""
-    own = len(structure.parameters._fields)
-    return structure.parameters(*values[:own]), eqx.tree_at(lambda x: x.factor, x, values[own:])
-
-
-def ln_curves(
-    structure: AbstractStructure, grid: Grid, values: Float[Array, "parameter subject"], x: Inputs
-) -> dict[str, Float[Array, "time subject"]]:
-    """Natural log of every output at the grid's times, from natural-scale parameters."""
-    return solvers.curves(structure, grid, *as_arguments(structure, values, x))
-
-
-@partial(jax.jit, static_argnums=0)
-def compiled_ln_curves(structure: AbstractStructure, grid: Grid, values, x: Inputs):
-    """:func:`ln_curves`, compiled once for each structure and shape."""
-    return ln_curves(structure, grid, values, x)
-
-
-def ln_pred(layout: Layout, individual: Float[Array, "parameter subject"], obs: Observations) -> Float[Array, " obs"]:
-    """Natural log of the predicted level of every row, from transformed individual parameters."""
-    x = obs.inputs
-    if obs.flat:
-        individual, x = individual[:, obs.subject], of_subjects(x, obs.subject)
-    outputs = ln_curves(layout.structure, obs.grid, natural(layout, individual), x)
-    if len(set(layout.outputs)) == 1:
-        return outputs[layout.outputs[0]].reshape(-1)[obs.cell] + obs.offset
-    stacked = jnp.stack([outputs[name].reshape(-1) for name in layout.outputs])
-    return stacked[obs.assay, obs.cell] + obs.offset
-
-
-def log_likelihood(
-    ln_prediction: Float[Array, " obs"], sigma: Float[Array, " assay"], obs: Observations
-) -> Float[Array, " obs"]:
-    """Log likelihood of every row: a density where it is quantified, a probability where it is censored."""
-    s = jnp.full(obs.n_obs, sigma[0]) if sigma.shape[0] == 1 else sigma[obs.assay]
-    return log_likelihood_of_rows(ln_prediction, s, obs)
-
-
-def log_likelihood_of_rows(
-    ln_prediction: Float[Array, " obs"], s: Float[Array, " obs"], obs: Observations
-) -> Float[Array, " obs"]:
-    """:func:`log_likelihood` with a residual SD ``s`` of every row's own."""
-    ends = np.cumsum(obs.rows)
-    quantified, below, above, between = (slice(e - n, e) for e, n in zip(ends, obs.rows, strict=True))
-    f, y, lower = ln_prediction, obs.ln_dv, obs.ln_limit
-    parts = [observation.log_density(y[quantified], f[quantified], s[quantified])]
-    if obs.rows.below:
-        parts.append(observation.log_prob_below(y[below], f[below], s[below]))
-    if obs.rows.above:
-        parts.append(observation.log_prob_above(y[above], f[above], s[above]))
-    if obs.rows.between:
-        parts.append(observation.log_prob_between(lower[between], y[between], f[between], s[between]))
-    return jnp.concatenate(parts)
-
-
-def log_likelihood_by_subject(
-    ln_prediction: Float[Array, " obs"], sigma: Float[Array, " assay"], obs: Observations
-) -> Float[Array, " subject"]:
-    """Log likelihood of every patient's rows."""
-    return jax.ops.segment_sum(log_likelihood(ln_prediction, sigma, obs), obs.subject, obs.n_subjects)
-
-
-def subject_log_likelihood(
-    layout: Layout,
-    theta: Float[Array, " parameter"],
-    x: Float[Array, "random subject"],
-    sigma: Float[Array, " assay"],
-    obs: Observations,
-) -> Float[Array, " subject"]:
-    """Log likelihood of every patient's rows at individual parameters ``x`` (transformed scale)."""
-    return log_likelihood_by_subject(ln_pred(layout, with_random(layout, theta, x), obs), sigma, obs)
-
-
-def split_phi(
-    layout: Layout, phi: Float[Array, " phi"]
-) -> tuple[Float[Array, " parameter"], Float[Array, " random"], Float[Array, " assay"]]:
-    """Typical values (transformed), omegas and sigmas, from one unconstrained vector.
-
-    ``phi`` holds the estimated typical values, then ln omega, then ln sigma.
-    """
-    omegas = layout.omegas
-    position = {i: j for j, i in enumerate(layout.estimated)}
-    theta = jnp.stack([phi[position[i]] if i in position else p.theta for i, p in enumerate(layout.parameters)])
-    return theta, jnp.exp(phi[omegas]), jnp.exp(phi[omegas.stop :])
-
-
-def log_joint(
-    model: Model, obs: Observations, phi: Float[Array, " phi"], z: Float[Array, "random subject"]
-) -> Float[Array, ""]:
-    """Log of the joint density in ``(phi, z)``: NumPyro's density of :func:`joint`, with d(omega, sigma)/d phi."""
-    layout = make_layout(model)
-    theta, omega, sigma = split_phi(layout, phi)
-    names = [p.name for p in layout.parameters]
-    sites = {f"theta.{names[i]}": theta[i] for i in layout.estimated}
-    sites |= {f"omega.{names[i]}": omega[j] for j, i in enumerate(layout.random)}
-    sites |= {f"sigma.{a}": sigma[j] for j, a in enumerate(layout.assays)}
-    density, _ = log_density(joint, (model, obs), {}, sites | {"z": z})
-    return density + phi[len(layout.estimated) :].sum()
-
-
-def log_prior(model: Model, phi: Float[Array, " phi"]) -> Float[Array, ""]:
-    """Log prior density of ``phi``."""
-    alone = log_prior_phi(model, phi).sum()
-    return alone if model.prior_correlation is None else alone + _log_correlation(model, phi)
-
-
-def log_prior_phi(model: Model, phi: Float[Array, " phi"]) -> Float[Array, " phi"]:
-    """Log prior density of every component of ``phi`` by itself."""
-    n = len(make_layout(model).estimated)
-    priors = priors_of_phi(model)
-    terms = [distribution(p).log_prob(x) for p, x in zip(priors[:n], phi, strict=False)]
-    terms += [distribution(p).log_prob(jnp.exp(x)) + x for p, x in zip(priors[n:], phi[n:], strict=True)]
-    return jnp.stack(terms)
-
-
-def priors_of_phi(model: Model) -> list[Prior]:
-    """The prior of every component of ``phi``: of a typical value, of omega, of sigma."""
-    layout = make_layout(model)
-    typical = [model.parameters[i].prior for i in layout.estimated]
-    return typical + [model.parameters[i].prior_omega for i in layout.random] + [a.prior for a in model.assays]
-
-
-def _log_correlation(model: Model, phi: Float[Array, " phi"]) -> Float[Array, ""]:
-    """What correlations add to the log density of independent normal components."""
-    places, loc, scale, matrix = _correlated(model)
-    s = (phi[places] - loc) / scale
-    return -0.5 * (np.linalg.slogdet(matrix)[1] + s @ (np.linalg.inv(matrix) - np.eye(len(matrix))) @ s)
-
-
-def _correlated(model: Model) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Places in ``phi`` of the correlated components, their means and SDs, and the correlations."""
-    known = model.prior_correlation
-    assert known is not None
-    names, priors = make_layout(model).phi_names, priors_of_phi(model)
-    places = [names.index(nearest_or_raise(n, names, "name", f"{model.name} [prior_correlation]")) for n in known.names]
-    halved = [names[k] for k in places if priors[k].family == "halfnormal"]
-    if halved:
-        raise ModelError(f"{model.name} [prior_correlation]: the prior of {halved[0]} is half-normal; use lognormal.")
-    loc, scale = (np.array([getattr(priors[k], name) for k in places]) for name in ("loc", "scale"))
-    return np.array(places), loc, scale, np.array(known.matrix)
-
-
-def prior_phi(model: Model, key: PRNGKeyArray, draws: int) -> Float[Array, "draw phi"]:
-    """``phi`` drawn from the prior."""
-    n, priors = len(make_layout(model).estimated), priors_of_phi(model)
-    keys = jax.random.split(key, len(priors))
-    columns = [distribution(p).sample(k, (draws,)) for p, k in zip(priors[:n], keys, strict=False)]
-    columns += [jnp.log(distribution(p).sample(k, (draws,))) for p, k in zip(priors[n:], keys[n:], strict=True)]
-    phi = jnp.stack(columns, axis=-1)
-    if model.prior_correlation is None:
-        return phi
-    places, loc, scale, matrix = _correlated(model)
-    s = (phi[:, places] - loc) / scale  # independent and standard normal
-    return phi.at[:, places].set(loc + scale * (s @ np.linalg.cholesky(matrix).T))
+    return jnp.stack([p.inverse(x) for p, x in zip(layout.parameters, individual, strict=True)])

@@ -11,17 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import xarray as xr
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from carkinetics import solvers
-from carkinetics.cohort import Cohort, cells, covariate_shift, draw_people, inputs_for, refuse_cohort
+from carkinetics.cohort import Cohort, cells, design_for, draw_people, inputs_for, refuse_cohort
+from carkinetics.density import compiled_ln_curves
 from carkinetics.errors import ModelError
 from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.inputs import ln_offset
+from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
-from carkinetics.population import compiled_ln_curves, make_layout, natural, prior_phi, split_phi
+from carkinetics.population import Population, natural, population
+from carkinetics.priors import prior_phi
+from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure, Inputs
-from carkinetics.transforms import TRANSFORMS
 
 _TOGETHER = 2048  # patients that are solved at once: their states stay in a core's cache
 
@@ -122,14 +125,6 @@ def _measured(cohort: Cohort, column: str, people: pd.DataFrame) -> pd.DataFrame
     )
 
 
-class _Population(NamedTuple):
-    """What replicates are drawn from; the leading axis is the replicate."""
-
-    theta: Float[np.ndarray, "replicate parameter"]
-    omega: Float[np.ndarray, "replicate parameter"]
-    sigma: Float[np.ndarray, "replicate assay"]
-
-
 def simulate(
     source: Model | Fit,
     cohort: Cohort,
@@ -171,11 +166,10 @@ def simulate(
     refuse_seed(seed)
     model.refuse_unknown("this simulation", variability=variability and not isinstance(source, Fit), residual=residual)
     design = _Design(model, cohort, times, variability, residual, limits, refine)
-    population = _population(source, model, replicates, seed, uncertainty=uncertainty)
-    studies = []
-    for r, drawn in enumerate(zip(*population, strict=True)):
-        studies.append(_study(design, _Population(*drawn), np.random.default_rng([seed, r])))
-    return _gather(design, population, studies)
+    phi = _populations(source, model, replicates, seed, uncertainty=uncertainty)
+    with jax.enable_x64(True):
+        studies = [_study(design, jnp.asarray(x), np.random.default_rng([seed, r])) for r, x in enumerate(phi)]
+    return _gather(design, phi, studies)
 
 
 class _Design(NamedTuple):
@@ -200,65 +194,63 @@ class _Study(NamedTuple):
     ln_dv: Float[np.ndarray, "assay time subject"]
 
 
-def _population(source: Model | Fit, model: Model, replicates: int, seed: int, *, uncertainty: bool) -> _Population:
-    """The population parameters of every replicate."""
-    layout = make_layout(model)
+def _populations(
+    source: Model | Fit, model: Model, replicates: int, seed: int, *, uncertainty: bool
+) -> Float[np.ndarray, "replicate phi"]:
+    """The population parameters of every replicate, as the sampler moves them."""
     if isinstance(source, Fit):
         phi = phi_draws(source)
-        chosen = np.linspace(0, len(phi) - 1, replicates).astype(int)
-        phi = phi[chosen] if uncertainty else np.repeat(phi.mean(axis=0)[None], replicates, axis=0)
-    elif uncertainty:
+        if uncertainty:
+            return phi[np.linspace(0, len(phi) - 1, replicates).astype(int)]
+        return np.repeat(phi.mean(axis=0)[None], replicates, axis=0)
+    if uncertainty:
         with jax.enable_x64(True):
-            phi = np.asarray(prior_phi(model, jax.random.key(seed), replicates))
-    else:
-        one = _Population(*(np.array([x]) for x in _values(model)))
-        return _Population(*(np.repeat(x, replicates, axis=0) for x in one))
-    with jax.enable_x64(True):
-        theta, random, sigma = (
-            np.stack(x) for x in zip(*(split_phi(layout, jnp.asarray(p)) for p in phi), strict=True)
-        )
-    omega = np.zeros_like(theta)
-    omega[:, list(layout.random)] = random
-    return _Population(theta, omega, sigma)
+            return np.asarray(prior_phi(model, jax.random.key(seed), replicates))
+    return np.repeat(make_layout(model).start[None], replicates, axis=0)
 
 
-def _values(model: Model) -> tuple[list[float], list[float], list[float]]:
-    return [p.theta for p in model.parameters], [p.iiv for p in model.parameters], [a.sigma for a in model.assays]
-
-
-def _study(design: _Design, population: _Population, random: np.random.Generator) -> _Study:
-    model, cohort, shape = design.model, design.cohort, (len(design.model.parameters), design.cohort.n)
-    z = random.standard_normal(shape)
+def _study(design: _Design, phi: Float[Array, " phi"], random: np.random.Generator) -> _Study:
+    model, cohort, layout = design.model, design.cohort, make_layout(design.model)
+    z = random.standard_normal((len(model.parameters), cohort.n))
     people = draw_people(cohort, random)
-    z = np.tile(z, len(people) // cohort.n)
-    theta = population.theta[:, None] + covariate_shift(model, people)
+    z = np.tile(z, len(people) // cohort.n)[list(layout.random)]
+    of = population(layout, phi, jnp.asarray(design_for(model, people)))
+    x = np.broadcast_to(np.asarray(of.centre()), z.shape)
     if model.mixture is not None:
-        theta, people = _with_classes(design, theta, people, random)
-    x = inputs_for(model, cohort, people)
-    with jax.enable_x64(True):
-        transformed = theta + population.omega[:, None] * z if design.variability else theta
-        values = np.asarray(natural(make_layout(model), jnp.asarray(transformed)))
-    ln_outputs = solve(model.structure, design.times, values, x, refine=design.refine)
-    with jax.enable_x64(True):
-        offsets = [np.asarray(ln_offset(a, x, design.times[:, None])) for a in model.assays]
-    ln_ipred = np.stack([ln_outputs[a.output] + o for a, o in zip(model.assays, offsets, strict=True)])
-    ln_dv = ln_ipred
-    if design.residual:
-        ln_dv = ln_ipred + population.sigma[:, None, None] * random.standard_normal(ln_ipred.shape)
+        x, people = _with_classes(design, of, x, people, random)
+    if design.variability:
+        x = x + np.asarray(of.spread(jnp.asarray(z)))
+    individual = of.parameters(jnp.asarray(x))
+    values = np.asarray(natural(layout, individual))
+    at = inputs_for(model, cohort, people)
+    ln_outputs = solve(model.structure, design.times, values, at, refine=design.refine)
+    offsets = [np.asarray(ln_offset(a, at, design.times[:, None])) for a in model.assays]
+    ratios = [np.asarray(individual[r]) if r >= 0 else 0.0 for r in layout.ratios]
+    ln_ipred = np.stack([ln_outputs[a.output] + o + r for a, o, r in zip(model.assays, offsets, ratios, strict=True)])
+    ln_dv = _reported(model, ln_ipred, np.asarray(of.residual), random) if design.residual else ln_ipred
     return _Study(people, values, ln_outputs, ln_ipred, ln_dv)
 
 
-def _with_classes(design: _Design, theta, people: pd.DataFrame, random: np.random.Generator):
+def _reported(model: Model, ln_ipred, residual, random: np.random.Generator) -> Float[np.ndarray, "assay time subject"]:
+    """What the assays report, with their residual errors."""
+    families = [RESIDUALS[a.error] for a in model.assays]
+    return np.stack(
+        [
+            f.draw(random, ln, *residual[: len(f.params), k])
+            for k, (f, ln) in enumerate(zip(families, ln_ipred, strict=True))
+        ]
+    )
+
+
+def _with_classes(design: _Design, of: Population, x, people: pd.DataFrame, random: np.random.Generator):
     """Typical values of every patient's class, and the class in ``people``; without variability, the first one."""
     mixture = design.model.mixture
-    assert mixture is not None
-    second = random.uniform(size=design.cohort.n) < mixture.probability if design.variability else np.zeros(1, bool)
+    assert mixture is not None and of.step is not None and of.log_odds is not None
+    share = float(jax.nn.sigmoid(of.log_odds))
+    second = random.uniform(size=design.cohort.n) < share if design.variability else np.zeros(1, bool)
     second = np.resize(second, len(people))
-    changed, first = design.model.with_values({mixture.on: mixture.value})[mixture.on], design.model[mixture.on]
-    row = [p.name for p in design.model.parameters].index(mixture.on)
-    theta = theta.copy()
-    theta[row] += np.where(second, changed.theta - first.theta, 0.0)
-    return theta, people.assign(CLASS=np.where(second, mixture.label, "reference"))
+    x = x + np.where(second, np.asarray(of.step)[:, None], 0.0)
+    return x, people.assign(CLASS=np.where(second, mixture.label, "reference"))
 
 
 def solve(
@@ -291,7 +283,7 @@ def solve(
     return found
 
 
-def _gather(design: _Design, population: _Population, studies: list[_Study]) -> Simulation:
+def _gather(design: _Design, phi: Float[np.ndarray, "replicate phi"], studies: list[_Study]) -> Simulation:
     """The replicates side by side, labelled."""
     model, replicates = design.model, np.arange(1, len(studies) + 1)
     ids = _ids(design.cohort)
@@ -305,7 +297,7 @@ def _gather(design: _Design, population: _Population, studies: list[_Study]) -> 
     samples = {"dv": (by, np.where(below, limit, dv)), "below": (by, below), "ipred": (by, ipred)}
     rows = pd.MultiIndex.from_product([replicates, ids], names=["REP", "ID"])
     names = pd.Index([p.name for p in model.parameters])
-    truth = [_named(model, _Population(*drawn)) for drawn in zip(*population, strict=True)]
+    truth = [_named(model, make_layout(model), x) for x in phi]
     return Simulation(
         curves=xr.Dataset(curves, coords).transpose("replicate", "subject", "time"),
         samples=xr.Dataset(samples, coords | {"assay": [a.name for a in model.assays]}).transpose(
@@ -325,14 +317,19 @@ def _ids(cohort: Cohort) -> list[str]:
     return [f"{i}L{k + 1}" for k in range(len(cohort.levels)) for i in ids] or ids
 
 
-def _named(model: Model, population: _Population) -> dict[str, float]:
-    """One replicate's population parameters, by the names of the parameter table."""
-    names = [p.name for p in model.parameters]
-    at = zip(model.parameters, population.theta, strict=True)
-    with jax.enable_x64(True):  # the model's own value comes back to the last digit
-        typical = {p.name: p.value if x == p.theta else float(TRANSFORMS[p.transform].inverse(x)) for p, x in at}
-    omegas = {f"omega {n}": float(w) for n, w in zip(names, population.omega, strict=True) if w > 0}
-    return typical | omegas | {f"sigma {a.name}": float(s) for a, s in zip(model.assays, population.sigma, strict=True)}
+def _named(model: Model, layout: Layout, phi: Float[np.ndarray, " phi"]) -> dict[str, float]:
+    """One replicate's population parameters, by the names of the parameter table; typical values on natural scale."""
+    found = truth_of(model)
+    with jax.enable_x64(True):
+        for k, (component, x) in enumerate(zip(layout.components, phi, strict=True)):
+            name = component.name
+            if x == component.value and name in found:
+                continue  # the model's own value, to the last digit
+            if k < layout.typical.stop:
+                found[name] = float(model[name].inverse(x))
+            else:
+                found[name] = float(np.exp(x)) if component.log else float(x)
+    return found
 
 
 def refuse_seed(seed: int) -> None:
@@ -345,4 +342,4 @@ def truth_of(model: Model) -> dict[str, float]:
     """The population parameters that a model draws from, by the names of the parameter table."""
     truth = {p.name: p.value for p in model.parameters}
     truth |= {f"omega {p.name}": p.iiv for p in model.parameters if p.iiv}
-    return truth | {f"sigma {a.name}": a.sigma for a in model.assays}
+    return truth | {f"{RESIDUALS[a.error].params[0].name} {a.name}": a.sigma for a in model.assays}

@@ -16,9 +16,11 @@ from carkinetics.findings import listed
 from carkinetics.inference.cache import use_compile_cache
 from carkinetics.inference.failures import Failures, failures
 from carkinetics.inference.solver_check import Distance, distance
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations, make_observations
-from carkinetics.population import individual_parameters, make_layout, natural, prior_phi, split_phi
+from carkinetics.population import natural, population
+from carkinetics.priors import prior_phi
 from carkinetics.simulation import refuse_seed
 
 REFERENCE_STEPS = 2000  # a curve that needs more counts as unsolved: one such patient holds up all others
@@ -145,10 +147,10 @@ def _try(model: Model, obs: Observations, seed: int, draws: int) -> _Tried:
     layout = make_layout(model)
 
     def one(obs, phi, z):
-        theta, omega, sigma = split_phi(layout, phi)
-        transformed = individual_parameters(layout, theta, omega, z)
-        individual, typical = (natural(layout, x) for x in (transformed, theta))
-        return _Tried(failures(model, obs, phi, z), transformed, individual, typical, omega, sigma)
+        of = population(layout, phi, obs.design)
+        transformed = of.individual(z)
+        individual, typical = (natural(layout, x) for x in (transformed, of.typical[:, 0]))
+        return _Tried(failures(model, obs, phi, z), transformed, individual, typical, of.omega, of.residual[0])
 
     of_phi, of_z = jax.random.split(jax.random.key(seed))
     phi = prior_phi(model, of_phi, draws)

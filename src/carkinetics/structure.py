@@ -6,7 +6,7 @@ per ug span eight decades and the likelihood lives on the log scale.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -139,17 +139,22 @@ class AbstractStructure[P, S](ABC):
         What ``x.course`` must have.
     refine : int
         How much finer than the standard grid the fixed-grid solver must step.
+    falls_by : str
+        What already makes the first output fall within the first days, in words; empty if nothing does, so that an
+        infusion phase can be added (:class:`~carkinetics.structures.infusion_phase.InfusionPhase`).
     """
 
-    name: ClassVar[str]
-    parameters: ClassVar[type[Any]]
-    states: ClassVar[type[Any]]
-    outputs: ClassVar[tuple[str, ...]]
-    stiff: ClassVar[bool] = False
-    uses_dose: ClassVar[bool] = False
-    treatable: ClassVar[bool] = False
-    regressors: ClassVar[tuple[str, ...]] = ()
-    refine: ClassVar[int] = 1
+    # Not ClassVar: a structure that wraps another one has them of the other one.
+    name: str
+    parameters: type[Any]
+    states: type[Any]
+    outputs: tuple[str, ...]
+    stiff: bool = False
+    uses_dose: bool = False
+    treatable: bool = False
+    regressors: tuple[str, ...] = ()
+    refine: int = 1
+    falls_by: str = ""
 
     @property
     def closed_form(self) -> bool:

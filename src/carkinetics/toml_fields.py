@@ -76,3 +76,19 @@ def get_number(raw: Mapping, key: str, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ModelError(f"{where}: {key} = {value!r} must be a finite number.")
     return float(value)
+
+
+def get_numbers(raw: Mapping, key: str, where: str, n: int | None = None) -> tuple[float, ...]:
+    """A list of finite numbers, of ``n`` if that is given; none where the key is absent."""
+    values = raw.get(key, [])
+    if not isinstance(values, list) or (n is not None and len(values) != n):
+        raise ModelError(f"{where}: {key} = {values!r} must be a list of {'numbers' if n is None else f'{n} numbers'}.")
+    return tuple(get_number({key: v}, key, where) for v in values)
+
+
+def get_texts(raw: Mapping, key: str, where: str) -> tuple[str, ...]:
+    """A list of texts; none where the key is absent."""
+    values = raw.get(key, [])
+    if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
+        raise ModelError(f"{where}: {key} = {values!r} must be a list of texts.")
+    return tuple(values)

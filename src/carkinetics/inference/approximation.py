@@ -18,15 +18,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from scipy.special import polygamma
 
+from carkinetics.density import log_joint
 from carkinetics.errors import FitError
 from carkinetics.inference.chains import Block
 from carkinetics.inference.coordinates import Point, Transport, transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, Start, widen
+from carkinetics.layout import Component, Layout, make_layout
 from carkinetics.model import Model
-from carkinetics.model_parts import Prior
 from carkinetics.observations import Observations
-from carkinetics.population import Layout, log_joint, log_prior, make_layout, priors_of_phi, split_phi
+from carkinetics.population import Population, population
+from carkinetics.priors import log_prior
 
 ROUNDS = 40
 CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends
@@ -117,10 +120,10 @@ def place(model: Model, obs: Observations, near: Transport, phi: Float[Array, " 
     layout = make_layout(model)
     z, precision = near.gaussians(layout, phi)
     start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=_PATIENT_ROUNDS)
-    return _Place(transport(model, obs, start, straighten=False), marginal_slope(model, start), start.decrement)
+    return _Place(transport(model, obs, start, straighten=False), marginal_slope(model, obs, start), start.decrement)
 
 
-def marginal_slope(model: Model, start: Start) -> Float[Array, " phi"]:
+def marginal_slope(model: Model, obs: Observations, start: Start) -> Float[Array, " phi"]:
     """Slope of the log marginal posterior in ``phi``, by Fisher's identity.
 
     References
@@ -128,15 +131,33 @@ def marginal_slope(model: Model, start: Start) -> Float[Array, " phi"]:
     Louis TA, J R Stat Soc B 1982;44:226-233, doi:10.1111/j.2517-6161.1982.tb01203.x.
     """
     layout = make_layout(model)
-    omega = split_phi(layout, start.phi)[1]
-    random = jnp.array(layout.random)
-    information = jnp.moveaxis(start.information.sum(0), -1, 0)[:, random[:, None], random[None, :]]
-    variance = jnp.linalg.inv(omega[:, None] * information * omega[None, :] + jnp.eye(len(random)))
-    # A parameter without between-patient variability is in the likelihood itself, the others are behind z.
-    of_theta = start.score.sum((0, 2)).at[random].set(start.z.sum(1) / omega)
-    of_omega = jnp.sum(start.z**2 - 1, axis=1) + jnp.einsum("skk->k", variance)
-    slope = jnp.concatenate([of_theta[jnp.array(layout.estimated, int)], of_omega, start.slope_sigma.sum(1)])
-    return slope + jax.grad(lambda x: log_prior(model, x))(start.phi)
+    of, random = population(layout, start.phi, obs.design), jnp.array(layout.random)
+    among = start.information.sum(0)[random[:, None], random[None, :]]
+    precision = of.quadratic(among) + jnp.eye(len(random))[:, :, None]
+    variance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0)).sum(0)
+    x, variance = of.varying(start.z), of.spread(of.spread(variance).T)
+    # A parameter without between-patient variability is in the likelihood itself, the others are behind x.
+    constant = jnp.array([i for i in range(len(layout.parameters)) if i not in layout.random], int)
+
+    def expected(phi):
+        there = population(layout, phi, obs.design)
+        shape = (len(layout.parameters), obs.n_subjects)
+        likelihood = jnp.sum(start.score.sum(0)[constant] * jnp.broadcast_to(there.typical, shape)[constant])
+        return likelihood + _expected_log_density(there, x, variance) + log_prior(model, phi)
+
+    slope = jax.grad(expected)(start.phi)
+    at = jnp.array(layout.residuals).T
+    return slope.at[layout.scales].add(start.slope_residual.sum(-1)[at[0], at[1]])
+
+
+def _expected_log_density(of: Population, x, variance) -> Float[Array, ""]:
+    """Of all patients' random parameters, normal about ``x`` with covariances of which ``variance`` is the sum.
+
+    In a mixture every patient's two classes have one expectation each: patients lie between classes seldom.
+    """
+    z = of.whitened(x)
+    spread = of.standardised(of.standardised(variance).T)
+    return of.log_density_z(z).sum() - x.shape[1] * of.log_volume - 0.5 * jnp.trace(spread)
 
 
 def _averages(
@@ -163,25 +184,29 @@ def _at_least_the_priors(
 ) -> tuple[Float[np.ndarray, "phi phi"], list[str]]:
     """The information with no direction below the prior's, and the parameters that were."""
     layout = make_layout(model)
-    sd = np.array([_prior_sd(prior) for prior in priors_of_phi(model)])
+    sd = np.array([_prior_sd(component) for component in layout.components])
     relative, axes = np.linalg.eigh(sd[:, None] * information * sd)
     less = relative < 1 - 1e-6
     names = sorted({layout.phi_names[int(np.abs(axes[:, k]).argmax())] for k in np.flatnonzero(less)})
     return (axes * np.maximum(relative, 1.0)) @ axes.T / sd[:, None] / sd, names
 
 
-def _prior_sd(prior: Prior) -> float:
-    """SD of a component of ``phi`` under its prior; the log of a half-normal's has pi^2 / 8 for its variance."""
-    return np.pi / np.sqrt(8) if prior.family == "halfnormal" else prior.scale
+def _prior_sd(component: Component) -> float:
+    """SD of a component of ``phi`` under its prior.
 
-
-def _omegas(layout: Layout) -> slice:
-    return slice(len(layout.estimated), len(layout.estimated) + len(layout.random))
+    The log of a half-normal's has a variance of pi^2 / 8, that of a half-Cauchy's pi^2 / 4.
+    """
+    prior = component.prior
+    if prior.family in ("halfnormal", "halfcauchy"):
+        return np.pi / np.sqrt(8 if prior.family == "halfnormal" else 4)
+    if prior.family == "lkj":  # half the logit of a beta
+        return float(np.sqrt(polygamma(1, prior.scale) / 2))
+    return prior.scale
 
 
 def _bounded(layout: Layout, phi: Float[np.ndarray, " phi"]) -> Float[np.ndarray, " phi"]:
     bounded = phi.copy()
-    bounded[_omegas(layout)] = np.clip(phi[_omegas(layout)], *np.log(OMEGA_BOUNDS))
+    bounded[layout.omegas] = np.clip(phi[layout.omegas], *np.log(OMEGA_BOUNDS))
     return bounded
 
 
@@ -200,7 +225,7 @@ def _newton_step(
 
 def _at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
     low, high = np.log(OMEGA_BOUNDS)
-    return [layout.phi_names[k] for k in range(layout.n_phi)[_omegas(layout)] if phi[k] in (low, high)]
+    return [layout.phi_names[k] for k in range(layout.n_phi)[layout.omegas] if phi[k] in (low, high)]
 
 
 def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Block:

@@ -17,19 +17,13 @@ import numpy as np
 from jax.scipy.linalg import block_diag
 from jaxtyping import Array, Bool, Float
 
-from carkinetics.inference.laplace import Start
+from carkinetics.density import ln_pred, log_joint, row_information
+from carkinetics.inference.laplace import RESIDUAL_INFORMATION, Start
+from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import (
-    Layout,
-    ln_pred,
-    log_joint,
-    log_likelihood,
-    log_prior_phi,
-    make_layout,
-    split_phi,
-    with_random,
-)
+from carkinetics.population import Population, population
+from carkinetics.priors import prior_precision
 
 _REACH = 4.0  # of a bend, in conditional SDs: two do little, eight harm
 
@@ -87,6 +81,11 @@ class Transport(eqx.Module):
     shift : Float["assay random subject"]
         ``information`` times the individual parameters plus the score, so that a patient's conditional mean
         follows from any population.
+    sigma : Float[" assay"]
+        First residual parameters at the start.
+    second : Float[" subject"]
+        Of a mixture: how far a patient was taken for one of the second class.
+    design : Float["effect subject"]
     bend : Bend or None
         None where the structure is taken as it is.
     held : Bool[" subject"]
@@ -97,6 +96,9 @@ class Transport(eqx.Module):
     scale: Float[Array, "phi phi"]
     information: Float[Array, "assay random parameter subject"]
     shift: Float[Array, "assay random subject"]
+    sigma: Float[Array, " assay"]
+    second: Float[Array, " subject"]
+    design: Float[Array, "effect subject"]
     bend: Bend | None
     held: Bool[Array, " subject"]
 
@@ -105,60 +107,66 @@ class Transport(eqx.Module):
     ) -> tuple[Float[Array, " phi"], Float[Array, "random subject"], Float[Array, ""]]:
         """``phi``, ``z``, and the log of the determinant of the map (up to a constant)."""
         phi = self.centre + self.scale @ point.u
-        z, log_det = self.patients(layout, *split_phi(layout, phi), point.v)
+        z, log_det = self.patients(layout, self.population(layout, phi), point.v)
         return phi, z, log_det.sum()
 
+    def population(self, layout: Layout, phi: Float[Array, " phi"], omega=None) -> Population:
+        """The population of ``phi`` for these patients' covariates."""
+        return population(layout, phi, self.design, omega=omega)
+
     def patients(
-        self, layout: Layout, theta, omega, sigma, v: Float[Array, "random subject"]
+        self, layout: Layout, of: Population, v: Float[Array, "random subject"]
     ) -> tuple[Float[Array, "random subject"], Float[Array, " subject"]]:
         """``z`` from whitened patients, given a population, and log determinants; an omega may be negative."""
-        precision, pull = self.conditional(layout, theta, omega, sigma)
+        precision, pull = self.conditional(layout, of)
         factor = cholesky(precision)
         z = solve_upper(factor, solve_lower(factor, pull) + v)
-        typical = theta[jnp.array(layout.random)][:, None]
         if self.bend is not None:
-            z = (self.bend(typical + omega[:, None] * z) - typical) / omega[:, None]
+            z = of.whitened(self.bend(of.varying(z)))
         log_det = -jnp.log(jnp.stack([factor[j][j] for j in range(len(factor))])).sum(0)
-        z = jnp.where(self.held, (v - typical) / omega[:, None], z)
-        return z, jnp.where(self.held, -jnp.log(jnp.abs(omega)).sum(), log_det)
+        z = jnp.where(self.held, of.whitened(v), z)
+        return z, jnp.where(self.held, -of.log_volume, log_det)
 
     def whitened(
-        self, layout: Layout, theta, omega, sigma, z: Float[Array, "random subject"]
+        self, layout: Layout, of: Population, z: Float[Array, "random subject"]
     ) -> Float[Array, "random subject"]:
         """The inverse of :meth:`patients`."""
-        precision, pull = self.conditional(layout, theta, omega, sigma)
+        precision, pull = self.conditional(layout, of)
         factor, k = cholesky(precision), len(precision)
-        typical = theta[jnp.array(layout.random)][:, None]
-        x = typical + omega[:, None] * z
+        x = of.varying(z)
         if self.bend is not None:
-            z = (self.bend.inverse(x) - typical) / omega[:, None]
+            z = of.whitened(self.bend.inverse(x))
         v = jnp.stack([sum(factor[i][j] * z[i] for i in range(j, k)) for j in range(k)]) - solve_lower(factor, pull)
         return jnp.where(self.held, x, v)
 
-    def conditional(self, layout: Layout, theta, omega, sigma):
+    def conditional(self, layout: Layout, of: Population):
         """Every patient's conditional precision of ``z`` given a population, and its linear term."""
-        _, _, sigma_start = split_phi(layout, self.centre)
-        # Information of log-normal residuals grows as sigma^-2.
-        weight = (sigma_start / sigma) ** 2
+        # Information of residuals on the log scale grows as sigma^-2; of others it stays the start's.
+        on_log = np.array([a.error in ("lognormal", "student_t") for a in layout.assays])
+        weight = jnp.where(on_log, (self.sigma / of.residual[0]) ** 2, 1.0)
         information = jnp.einsum("a,akps->kps", weight, self.information)
         shift = jnp.einsum("a,aks->ks", weight, self.shift)
         among = information[:, jnp.array(layout.random)]
-        precision = omega[:, None, None] * among * omega[None, :, None] + jnp.eye(len(omega))[:, :, None]
-        pull = omega[:, None] * (shift - jnp.einsum("kps,p->ks", information, theta))
-        return precision, pull
+        precision = of.quadratic(among) + jnp.eye(len(layout.random))[:, :, None]
+        if of.typical.shape[1] == 1:
+            expected = jnp.einsum("kps,p->ks", information, of.typical[:, 0])
+        else:
+            expected = jnp.einsum("kps,ps->ks", information, of.typical)
+        pull = of.linear(shift - expected)
+        return precision, pull if of.step is None else pull + self.second * of.away[:, None]
 
     def gaussians(
         self, layout: Layout, phi: Float[Array, " phi"]
     ) -> tuple[Float[Array, "random subject"], Float[Array, "random random subject"]]:
         """Centre and precision of every patient's conditional Gaussian of ``z`` given ``phi``."""
-        precision, pull = self.conditional(layout, *split_phi(layout, phi))
+        precision, pull = self.conditional(layout, self.population(layout, phi))
         factor = cholesky(precision)
         return solve_upper(factor, solve_lower(factor, pull)), precision
 
     def inverse(self, layout: Layout, phi: Float[Array, " phi"], z: Float[Array, "random subject"]) -> Point:
         """The point that the map sends to ``(phi, z)``."""
         u = jax.scipy.linalg.solve_triangular(self.scale, phi - self.centre, lower=True)
-        return Point(u, self.whitened(layout, *split_phi(layout, phi), z))
+        return Point(u, self.whitened(layout, self.population(layout, phi), z))
 
 
 def log_density(model: Model, obs: Observations, map_: Transport, point: Point) -> Float[Array, ""]:
@@ -184,20 +192,23 @@ def transport(model: Model, obs: Observations, start: Start, *, straighten: bool
     structure is solved, unless ``straighten`` is False; a closed form is piecewise and bends little between kinks.
     """
     layout = make_layout(model)
-    theta, omega, _ = split_phi(layout, start.phi)
-    random = jnp.array(layout.random)
+    of, random = population(layout, start.phi, obs.design), jnp.array(layout.random)
     n_assays, _, _, n_subjects = start.information.shape
-    mode = jnp.broadcast_to(theta[:, None], (len(theta), n_subjects)).at[random].add(omega[:, None] * start.z)
-    shift = jnp.einsum("akps,ps->aks", start.information, mode) + start.score
-    # At a mode the score balances the prior's pull z / omega. Where the mode was not found the imbalance
-    # would throw the centre far away: spread what is missing, so that the centre is where the start stands.
-    missing = start.z / omega[:, None] - start.score.sum(0)[random]
+    shift = jnp.einsum("akps,ps->aks", start.information, of.individual(start.z)) + start.score
+    second = jnp.zeros(n_subjects) if of.step is None else of.second_class(start.z)
+    prior = start.z if of.step is None else start.z - second * of.away[:, None]
+    # At a mode the score balances the prior's pull. Where the mode was not found the imbalance would throw the centre
+    # far away: spread what is missing, so that the centre is where the start stands.
+    missing = of.linear_inverse(prior) - start.score.sum(0)[random]
     shift = shift[:, random] + missing / n_assays
     return Transport(
         centre=start.phi,
         scale=_population_scale(model, layout, obs, start),
         information=start.information[:, random],
         shift=shift,
+        sigma=of.residual[0],
+        second=second,
+        design=obs.design,
         bend=straightened(model, obs, start) if straighten and not model.structure.closed_form else None,
         held=jnp.zeros(n_subjects, bool),
     )
@@ -210,12 +221,12 @@ def straightened(model: Model, obs: Observations, start: Start) -> Bend:
     moved by what takes most of that back, in the samples' own weights.
     """
     layout = make_layout(model)
-    theta, omega, sigma = split_phi(layout, start.phi)
-    k, n = len(layout.random), obs.n_subjects
-    middle = theta[jnp.array(layout.random)][:, None] + omega[:, None] * start.z
+    of = population(layout, start.phi, obs.design)
+    omega, k, n = of.omega, len(layout.random), obs.n_subjects
+    middle = of.varying(start.z)
 
     def level(x):
-        return ln_pred(layout, with_random(layout, theta, x), obs)
+        return ln_pred(layout, of.parameters(x), obs)
 
     unit = jnp.broadcast_to(jnp.eye(k)[:, :, None], (k, k, n))
     first, second = pairs(k)
@@ -226,8 +237,7 @@ def straightened(model: Model, obs: Observations, start: Start) -> Bend:
 
     hessian = jax.lax.map(lambda ab: twice(*ab), (unit[first], unit[second]))  # (pair, obs)
     hessian = jnp.where((first == second)[:, None], 0.5, 1.0) * hessian  # of d_a d_b in the Taylor sum
-    slope = jax.grad(lambda f: log_likelihood(f, sigma, obs).sum())
-    weight = jnp.maximum(-jax.jvp(slope, (level(middle),), (jnp.ones(obs.n_obs),))[1], 0.0)
+    _, weight = row_information(level(middle), of.residual, obs)
 
     def total(per_row):  # (obs, ...) -> (subject, ...)
         return jax.ops.segment_sum(per_row, obs.subject, n)
@@ -261,6 +271,9 @@ def no_transport(model: Model, obs: Observations, phi: Float[Array, " phi"]) -> 
         scale=jnp.diag(prior_precision(model, phi) ** -0.5),
         information=jnp.zeros((a, k, p, n)),
         shift=jnp.zeros((a, k, n)),
+        sigma=population(layout, phi, obs.design).residual[0],
+        second=jnp.zeros(n),
+        design=obs.design,
         bend=None if model.structure.closed_form else straight,
         held=jnp.zeros(n, bool),
     )
@@ -268,29 +281,46 @@ def no_transport(model: Model, obs: Observations, phi: Float[Array, " phi"]) -> 
 
 def _population_scale(model: Model, layout: Layout, obs: Observations, start: Start) -> Float[Array, "phi phi"]:
     """Cholesky factor of the population's approximate posterior covariance at the start."""
-    _, omega, _ = split_phi(layout, start.phi)
-    random, estimated = jnp.array(layout.random), jnp.array(layout.estimated)
+    of = population(layout, start.phi, obs.design)
+    random = jnp.array(layout.random)
     information = jnp.moveaxis(start.information.sum(0), -1, 0)  # (subject, parameter, parameter)
     among = information[:, random[:, None], random[None, :]]
-    conditional = jnp.linalg.inv(among + jnp.diag(omega**-2.0))  # of individual parameters
-    # Marginal information about the typical values, the patients' random effects integrated out.
+    precision = of.quadratic(jnp.moveaxis(among, 0, -1)) + jnp.eye(len(random))[:, :, None]
+    of_z = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
+    conditional = jax.vmap(lambda c: of.spread(of.spread(c).T))(of_z)  # of individual parameters
+    # Marginal information about typical values, the patients' random effects integrated out, and by the chain rule
+    # about everything that moves them.
     cross = information[:, :, random]
     marginal = information - cross @ conditional @ jnp.swapaxes(cross, 1, 2)
-    of_theta = marginal.sum(0)[estimated[:, None], estimated[None, :]]
+    second = jnp.zeros(obs.n_subjects) if of.step is None else of.second_class(start.z)
+
+    def typical(locations):
+        there = population(layout, start.phi.at[layout.locations].set(locations), obs.design)
+        step = jnp.zeros(len(random)) if there.step is None else there.step
+        shape = (len(layout.parameters), obs.n_subjects)
+        return jnp.broadcast_to(there.typical, shape).at[random].add(step[:, None] * second)
+
+    slopes = jax.jacfwd(typical)(start.phi[layout.locations])  # (parameter, subject, location)
+    of_locations = jnp.einsum("psl,spq,qsm->lm", slopes, marginal, slopes)
+    if of.log_odds is not None:
+        share, odds = jax.nn.sigmoid(of.log_odds), layout.classes.start + 1
+        of_locations = of_locations.at[odds, odds].add(obs.n_subjects * share * (1 - share))
     # S = I - Var(z | samples): how much the samples say about each standardised effect.
-    informed = jnp.eye(len(random)) - conditional / (omega[:, None] * omega[None, :])
-    of_omega = 2 * jnp.sum(informed * jnp.swapaxes(informed, 1, 2), axis=0)
-    # A log residual SD has two units of information per quantified sample.
-    quantified = obs.assay[: obs.rows.quantified]
-    of_sigma = 2.0 * jnp.zeros(len(layout.assays)).at[quantified].add(1.0)
-    precision = block_diag(of_theta, of_omega, jnp.diag(of_sigma)) + jnp.diag(prior_precision(model, start.phi))
-    return jnp.linalg.cholesky(jnp.linalg.inv(precision))
-
-
-def prior_precision(model: Model, phi: Float[Array, " phi"]) -> Float[Array, " phi"]:
-    """Curvature of the log prior in every component of ``phi``."""
-    slope = jax.grad(lambda x: log_prior_phi(model, x).sum())
-    return jnp.maximum(-jax.jvp(slope, (phi,), (jnp.ones_like(phi),))[1], 1e-2)
+    informed = jnp.eye(len(random)) - of_z
+    of_omegas = 2 * jnp.sum(informed * jnp.swapaxes(informed, 1, 2), axis=0)
+    own = jnp.array(layout.omega_of)
+    n_omega = layout.omegas.stop - layout.omegas.start
+    of_omegas = jnp.zeros((n_omega, n_omega)).at[own[:, None], own[None, :]].add(of_omegas)
+    # About the inverse hyperbolic tangent of a correlation, as far as both effects are known.
+    rows, columns = np.tril_indices(len(layout.correlated), -1)
+    at = np.array(layout.correlated, int)
+    known = jnp.diagonal(informed, axis1=1, axis2=2)
+    of_correlations = jnp.sum(known[:, at[rows]] * known[:, at[columns]], axis=0)
+    quantified = obs.by_assay_and_subject(1.0 * (jnp.arange(obs.n_obs) < obs.n_quantified), len(layout.assays)).sum(1)
+    place = np.array(layout.residuals).T
+    of_residuals = quantified[place[1]] * np.array(RESIDUAL_INFORMATION)[place[0]]
+    blocks = block_diag(of_locations, of_omegas, jnp.diag(of_correlations), jnp.diag(of_residuals))
+    return jnp.linalg.cholesky(jnp.linalg.inv(blocks + jnp.diag(prior_precision(model, start.phi))))
 
 
 def cholesky(matrix: Float[Array, "k k subject"]) -> list[list[Float[Array, " subject"]]]:

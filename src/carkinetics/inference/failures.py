@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from carkinetics.density import ln_pred, log_likelihood_of_rows
 from carkinetics.inference.chains import Block
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import individual_parameters, ln_pred, log_likelihood_of_rows, make_layout, split_phi
+from carkinetics.population import population
 
 PLACES = 16  # divergent transitions around which is looked, spread over all of them
 MOVES = 32  # places looked at around each
@@ -40,14 +42,14 @@ def failures(model: Model, obs: Observations, phi: Float[Array, " phi"], z: Floa
     layout, n = make_layout(model), obs.n_subjects
     of_patient = partial(jax.ops.segment_sum, segment_ids=obs.subject, num_segments=n)
 
-    def of_one(phi, z):
-        theta, omega, sigma = split_phi(layout, phi)
-        return individual_parameters(layout, theta, omega, z[:, None])[:, 0], sigma
+    def of_one(phi, z, design):
+        of = population(layout, phi, design[:, None])
+        return of.individual(z[:, None])[:, 0], of.residual
 
     def total(phi, z):
-        individual, sigma = jax.vmap(of_one, in_axes=1, out_axes=1)(phi, z)
+        individual, residual = jax.vmap(of_one, in_axes=1, out_axes=-1)(phi, z, obs.design)
         curve = ln_pred(layout, individual, obs)
-        rows = log_likelihood_of_rows(curve, sigma[obs.assay, obs.subject], obs)
+        rows = log_likelihood_of_rows(curve, residual[:, obs.assay, obs.subject], obs)
         return of_patient(rows).sum(), (curve, rows)
 
     # Every patient has a copy of phi: otherwise one patient's NaN would be the gradient of all.

@@ -4,9 +4,8 @@ import numpy as np
 from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
-from carkinetics.population import make_layout
-from carkinetics.transforms import TRANSFORMS
 
 _REACH = 2.5  # prior SDs or omegas that a guess may lie from the typical value: one odd sample must not lead
 
@@ -27,7 +26,7 @@ def starting_values(
             found = model.structure.guess(data.time[rows], np.log(data.dv[rows]))
             for name, value in found.items():
                 k = names.index(name)
-                guesses[k, i] = TRANSFORMS[model.parameters[k].transform].forward(value)
+                guesses[k, i] = model.parameters[k].forward(value)
     theta = np.array([p.theta for p in model.parameters])
     for k, p in enumerate(model.parameters):
         if not p.fixed and np.isfinite(guesses[k]).any():
@@ -35,6 +34,6 @@ def starting_values(
             theta[k] = np.clip(np.nanmedian(guesses[k]), p.prior.loc - reach, p.prior.loc + reach)
     omega = np.array([model.parameters[k].iiv for k in layout.random])
     z = np.nan_to_num((guesses - theta[:, None])[list(layout.random)] / omega[:, None])
-    sigma = np.array([a.sigma for a in model.assays])
-    phi = np.concatenate([theta[list(layout.estimated)], np.log(omega), np.log(sigma)])
+    phi = layout.start.copy()
+    phi[layout.typical] = theta[list(layout.estimated)]
     return phi, np.clip(z, -_REACH, _REACH)

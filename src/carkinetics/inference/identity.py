@@ -14,11 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from carkinetics.dataset import Dataset
+from carkinetics.density import log_joint
 from carkinetics.inference.chains import BLOCK, Settings
 from carkinetics.inference.guess import starting_values
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import log_joint
 
 _PACKAGES = ("carkinetics", "jax", "jaxlib", "numpyro", "numpy", "arviz-stats")
 _DENSITY_TOLERANCE = 1e-9  # relative: processors may differ in the last digits
@@ -31,7 +31,7 @@ def identity(
     generator = f"{jax.random.key_impl(jax.random.key(0))}, partitionable {jax.config.jax_threefry_partitionable}"
     return {
         "data": _digest(data.sha256, str(obs.rows), *map(_bytes, jax.tree.leaves(obs))),
-        "model": _digest(model.toml, repr(model.parameters), repr(model.assays), _source(model)),
+        "model": _digest(model.toml, *_numbers(model), _source(model)),
         "density": _density(model, data, obs),
         "method": method,
         "settings": asdict(settings),
@@ -62,6 +62,11 @@ def differences(kept: Mapping[str, Any], ours: Mapping[str, Any]) -> list[str]:
         else:
             found.append(f"the {name}")
     return found
+
+
+def _numbers(model: Model) -> list[str]:
+    parts = (model.parameters, model.assays, model.covariates, model.shrinkage, model.mixture, model.correlation)
+    return [repr(part) for part in parts]
 
 
 def _source(model: Model) -> str:

@@ -33,13 +33,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from numpyro.infer.hmc_util import dual_averaging
 
+from carkinetics.density import log_joint, subject_log_likelihood
 from carkinetics.inference.chains import Block, Settings
 from carkinetics.inference.coordinates import scattered
-from carkinetics.inference.places import Tuning, inner_positions, mirrored, to_place
+from carkinetics.inference.places import Tuning, mirrored, to_place
 from carkinetics.inference.proposals import log_standard_t, standard_t
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import log_joint, log_prior, make_layout, split_phi, subject_log_likelihood
+from carkinetics.population import Population, population
+from carkinetics.priors import log_prior
 
 _ACCEPT = 0.8  # that the step size on averaged weights is adapted to; where curves are solved, it is a setting
 _FIRST_STEP = 0.4
@@ -122,23 +125,20 @@ class Importance:
 
     def _renew(self, key, obs: Observations, tuning: Tuning, phi, z, step):
         """Proposals; the population on their averaged weights; one set for each patient."""
-        layout, random = self.layout, jnp.array(self.layout.random)
+        layout = self.layout
         for_sets, for_choice, for_moves = jax.random.split(key, 3)
-        theta, omega, sigma = split_phi(layout, phi)
-        present = theta[random][:, None] + omega[:, None] * z
+        of = population(layout, phi, obs.design)
         fresh = tuning.proposals.sample(for_sets, self.settings.proposals - 1)
-        sets = jnp.concatenate([present[:, None], fresh], axis=1)
+        sets = jnp.concatenate([of.varying(z)[:, None], fresh], axis=1)
 
-        fit = jax.vmap(lambda x: subject_log_likelihood(layout, theta, x, sigma, obs), in_axes=1)
+        fit = jax.vmap(lambda x: subject_log_likelihood(layout, of, x, obs), in_axes=1)
         weight = fit(sets) - tuning.proposals.log_density(sets)
         weight = jnp.where(jnp.isfinite(weight), weight, -jnp.inf)
 
         def log_weights(phi):
-            theta, omega, _ = split_phi(layout, phi)
-            standard = (sets - theta[random][:, None, None]) / omega[:, None, None]
-            return weight - 0.5 * jnp.sum(standard**2, axis=0) - jnp.log(omega).sum()
+            return weight + population(layout, phi, obs.design).log_density(sets)
 
-        moving = jnp.array(inner_positions(layout))
+        moving = jnp.array(layout.among_random())
 
         def log_marginal(u):
             there = phi.at[moving].add(tuning.inner @ u)
@@ -155,8 +155,7 @@ class Importance:
         phi = phi.at[moving].add(tuning.inner @ u)
         choice = jax.random.categorical(for_choice, log_weights(phi), axis=0)
         x = jnp.take_along_axis(sets, choice[None, None], axis=1)[:, 0]
-        theta, omega, _ = split_phi(layout, phi)
-        return phi, (x - theta[random][:, None]) / omega[:, None], choice != 0, accepted
+        return phi, population(layout, phi, obs.design).whitened(x), choice != 0, accepted
 
     def _move(self, key, obs: Observations, tuning: Tuning, phi, z, step):
         """The population, and the patients with it."""
@@ -164,20 +163,20 @@ class Importance:
 
         def density(u, v):
             place = tuning.place(u)
-            omega = self._population(place)[1]
-            z, log_det = transport.patients(layout, *self._population(place), v)
-            phi, z = self._phi(place), z * jnp.sign(omega)[:, None]
+            of = self._population(place, obs)
+            z, log_det = transport.patients(layout, of, v)
+            phi, z = self._phi(place), self._own_side(of, z)
             lp = log_joint(self.model, obs, phi, z)
             return lp + log_det.sum() + self._log_rate(phi), (phi, z, lp)
 
         # A mirrored omega begins on either side of zero by chance: the steps' scale is not symmetric, so that a chain
         # which always began on one side would not leave the posterior as it is.
         for_side, key = jax.random.split(key)
-        side = jax.random.rademacher(for_side, (len(layout.random),), float)
+        side = jax.random.rademacher(for_side, (len(self.mirrored),), float)
         side = jnp.where(jnp.array(self.mirrored), side, 1.0)
         place = to_place(layout, self.mirrored, phi).at[layout.omegas].multiply(side)
-        u = tuning.whitened(place)
-        v = transport.whitened(layout, *self._population(place), z * side[:, None])
+        u, of = tuning.whitened(place), self._population(place, obs)
+        v = transport.whitened(layout, of, self._own_side(of, z))
         moved = _trajectory(key, u, lambda u: density(u, v)[0], step)
         phi, z, lp = density(moved.at, v)[1]
         return phi, z, lp, moved
@@ -187,19 +186,17 @@ class Importance:
         layout, transport = self.layout, tuning.transport
         for_sets, for_choice, for_moves = jax.random.split(key, 3)
         place = to_place(layout, self.mirrored, phi)
-        present = transport.whitened(layout, *self._population(place), z)
+        present = transport.whitened(layout, self._population(place, obs), z)
         fresh = standard_t(for_sets, len(layout.random), self.settings.proposals - 1, obs.n_subjects)
         sets = jnp.concatenate([present[:, None], fresh], axis=1)
         proposed = log_standard_t(sets)
 
         def log_weights(place):
-            theta, omega, sigma = self._population(place)
+            of = self._population(place, obs)
 
             def weight(v):
-                z, log_det = transport.patients(layout, theta, omega, sigma, v)
-                x = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
-                fit = subject_log_likelihood(layout, theta, x, sigma, obs)
-                return fit - 0.5 * jnp.sum(z**2, axis=0) + log_det
+                z, log_det = transport.patients(layout, of, v)
+                return subject_log_likelihood(layout, of, of.varying(z), obs) + of.log_density_z(z) + log_det
 
             weights = jax.vmap(weight, in_axes=1)(sets) - proposed
             return jnp.where(jnp.isfinite(weights), weights, -jnp.inf)
@@ -233,14 +230,18 @@ class Importance:
         choice = jax.random.categorical(for_choice, weights, axis=0)
         v = jnp.take_along_axis(sets, choice[None, None], axis=1)[:, 0]
         place = tuning.place(u)
-        theta, omega, sigma = self._population(place)
-        z, _ = transport.patients(layout, theta, omega, sigma, v)
-        return self._phi(place), z * jnp.sign(omega)[:, None], accepted / jnp.maximum(tuning.shifts, 1)
+        of = self._population(place, obs)
+        z, _ = transport.patients(layout, of, v)
+        return self._phi(place), self._own_side(of, z), accepted / jnp.maximum(tuning.shifts, 1)
 
-    def _population(self, place):
-        """Typical values, omegas (of either sign where mirrored), residual SDs."""
-        theta, omega, sigma = split_phi(self.layout, place)
-        return theta, jnp.where(jnp.array(self.mirrored), place[self.layout.omegas], omega), sigma
+    def _population(self, place, obs: Observations) -> Population:
+        """The population at a place; omegas are of either sign where mirrored."""
+        at = place[self.layout.omegas]
+        return population(self.layout, place, obs.design, omega=jnp.where(jnp.array(self.mirrored), at, jnp.exp(at)))
+
+    def _own_side(self, of: Population, z):
+        """``z`` of the population's mirror image, in which every omega is positive; or back."""
+        return z * jnp.sign(of.omega)[:, None] if any(self.mirrored) else z
 
     def _phi(self, place):
         """``phi`` of a place, the same for an omega and its mirror image."""

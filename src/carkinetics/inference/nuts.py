@@ -5,9 +5,9 @@ from numpyro.infer.hmc import HMCState, hmc
 
 from carkinetics.inference.chains import Block, Settings
 from carkinetics.inference.coordinates import Point, Transport, log_density, scattered
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import make_layout
 
 
 class Nuts:

@@ -7,8 +7,8 @@ from jaxtyping import Array, Float, Int
 
 from carkinetics.inference.coordinates import Transport
 from carkinetics.inference.proposals import Proposals
+from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
-from carkinetics.population import Layout, make_layout
 
 _TRUST = 50  # draws that what was known before a pilot counts for
 _FLAT = 3.0
@@ -52,13 +52,10 @@ class Tuning(eqx.Module):
 
 def mirrored(model: Model) -> tuple[bool, ...]:
     """Which omegas have a prior that is positive at zero and even about it."""
-    return tuple(p.prior_omega.family == "halfnormal" for p in model.parameters if p.iiv > 0)
-
-
-def inner_positions(layout: Layout) -> list[int]:
-    """Where ``phi`` has the typical values of random parameters and the log omegas."""
-    typical = [j for j, i in enumerate(layout.estimated) if i in layout.random]
-    return typical + list(range(layout.n_phi)[layout.omegas])
+    layout = make_layout(model)
+    correlated = {f"omega {layout.parameters[layout.random[k]].name}" for k in layout.correlated}
+    # A correlated effect's sign matters: its mirror image is another population.
+    return tuple(c.prior.family == "halfnormal" and c.name not in correlated for c in layout.components[layout.omegas])
 
 
 def to_place(layout: Layout, mirrored: tuple[bool, ...], phi):
@@ -82,7 +79,7 @@ def tuned(
     """
     layout, mirror = make_layout(model), mirrored(model)
     # In NumPy: a dozen small steps, each of which JAX would compile.
-    moving, known = np.array(inner_positions(layout)), np.asarray(curvature)
+    moving, known = np.array(layout.among_random()), np.asarray(curvature)
     inner = np.linalg.cholesky(known[np.ix_(moving, moving)])
     rate = np.ones(layout.n_phi)
     rate[layout.omegas] = np.where(mirror, np.exp(np.asarray(transport.centre)[layout.omegas]), 1.0)

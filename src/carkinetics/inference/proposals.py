@@ -33,13 +33,15 @@ class Proposals(eqx.Module):
     mean : Float["component random subject"]
     factor : Float["component random random subject"]
         Lower triangular; ``factor factor'`` is the scale matrix.
-    broad_mean, broad_scale : Float[" random"]
+    broad_mean : Float["random n"]
+        Of every patient, or of all.
+    broad_scale : Float[" random"]
     """
 
     share: Float[Array, "component subject"]
     mean: Float[Array, "component random subject"]
     factor: Float[Array, "component random random subject"]
-    broad_mean: Float[Array, " random"]
+    broad_mean: Float[Array, "random n"]
     broad_scale: Float[Array, " random"]
 
     def sample(self, key, n: int) -> Float[Array, "random n subject"]:
@@ -47,7 +49,7 @@ class Proposals(eqx.Module):
         for_step, for_component = jax.random.split(key)
         components, k, n_subjects = self.mean.shape
         step = standard_t(for_step, k, n, n_subjects)
-        sets = self.broad_mean[:, None, None] + self.broad_scale[:, None, None] * step
+        sets = self.broad_mean[:, None] + self.broad_scale[:, None, None] * step
         # A number in [0, 1): the broad one's share comes first, then those of the patient's own.
         number = jax.random.uniform(for_component, (n, n_subjects), jnp.float32)
         begin = BROAD_SHARE + (1 - BROAD_SHARE) * (jnp.cumsum(self.share, axis=0) - self.share)
@@ -59,7 +61,7 @@ class Proposals(eqx.Module):
     def log_density(self, x: Float[Array, "random n subject"]) -> Float[Array, "n subject"]:
         """Log density, up to a constant that all patients and parameter sets share."""
         components, k, _ = self.mean.shape
-        broad = (x - self.broad_mean[:, None, None]) / self.broad_scale[:, None, None]
+        broad = (x - self.broad_mean[:, None]) / self.broad_scale[:, None, None]
         parts = [log_standard_t(broad) - jnp.log(self.broad_scale).sum() + np.log(BROAD_SHARE)]
         for c in range(components):
             rows = [[self.factor[c, i, j] for j in range(i + 1)] for i in range(k)]
@@ -94,7 +96,7 @@ class Mixture(NamedTuple):
     covariance: Float[np.ndarray, "component subject random random"]
 
 
-def make_proposals(own: Mixture, theta: Float[AnyArray, " random"], omega: Float[AnyArray, " random"]) -> Proposals:
+def make_proposals(own: Mixture, theta: Float[AnyArray, "random n"], omega: Float[AnyArray, " random"]) -> Proposals:
     """Proposals around each patient's Gaussians, and around a population."""
     factor = np.linalg.cholesky(_INFLATION * own.covariance)
     parts = own.share, own.mean, np.moveaxis(factor, 1, -1), theta, _BROAD * np.asarray(omega)

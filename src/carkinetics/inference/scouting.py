@@ -16,10 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from carkinetics.density import subject_log_likelihood
 from carkinetics.inference.proposals import Mixture, Proposals, make_proposals, mixture
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import make_layout, split_phi, subject_log_likelihood
+from carkinetics.population import population
 
 _ROUNDS = 4, 2  # without a pilot's draws, and with them
 _SETS, _TOGETHER = 2048, 32  # parameter sets per patient and round; those that are solved at a time
@@ -41,9 +43,11 @@ def scouted(
     They begin with ``own``, and fit the search's weighed sets and a pilot's ``draws``, half and half. ``known`` is a
     covariance that stands in where few sets carry the weight.
     """
-    layout = make_layout(model)
-    theta, omega, _ = split_phi(layout, jnp.asarray(phi))
-    found = partial(make_proposals, theta=np.asarray(theta)[list(layout.random)], omega=np.asarray(omega))
+    of = population(make_layout(model), jnp.asarray(phi), obs.design)
+    centre, wide = np.asarray(of.centre()), np.asarray(jnp.abs(of.omega))
+    if of.step is not None:  # both classes are within reach
+        centre, wide = centre + np.asarray(of.step)[:, None] / 2, wide + np.abs(np.asarray(of.step)) / 2
+    found = partial(make_proposals, theta=centre, omega=wide)
     if draws is not None:
         draws = draws[:: -(-len(draws) // _DRAWS)]
     for key in jax.random.split(jax.random.key(0), _ROUNDS[draws is not None]):
@@ -60,13 +64,13 @@ def scouted(
 def _weighed(model: Model, obs: Observations, proposals: Proposals, phi: Float[Array, " phi"], key):
     """Parameter sets (transformed scale), shape (set, random, subject), and the logs of their weights."""
     layout = make_layout(model)
-    theta, omega, sigma = split_phi(layout, phi)
-    fit = jax.vmap(lambda x: subject_log_likelihood(layout, theta, x, sigma, obs), in_axes=1)
+    of = population(layout, phi, obs.design)
+    fit = jax.vmap(lambda x: subject_log_likelihood(layout, of, x, obs), in_axes=1)
 
     def some(key):
         sets = proposals.sample(key, _TOGETHER)
-        standard = (sets - theta[jnp.array(layout.random)][:, None, None]) / (_WIDE * omega[:, None, None])
-        log_weights = fit(sets) - 0.5 * jnp.sum(standard**2, axis=0) - proposals.log_density(sets)
+        prior = of.log_density_z(of.whitened(sets) / _WIDE)
+        log_weights = fit(sets) + prior - proposals.log_density(sets)
         return jnp.moveaxis(sets, 1, 0), jnp.where(jnp.isfinite(log_weights), log_weights, -jnp.inf)
 
     found = jax.lax.map(some, jax.random.split(key, _SETS // _TOGETHER))

@@ -9,10 +9,12 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics import solvers
+from carkinetics.density import as_arguments
 from carkinetics.inference.chains import Block
+from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import Layout, as_arguments, individual_parameters, make_layout, natural, split_phi
+from carkinetics.population import natural, population
 
 DRAWS = 8  # posterior draws that are solved again, of every patient
 TOLERANCE = 1e-8  # of the reference
@@ -41,7 +43,7 @@ def distance(
     layout: Layout, obs: Observations, individual: Float[Array, "parameter subject"], *, max_steps: int
 ) -> Distance:
     """Solve every patient by both solvers, from transformed individual parameters."""
-    structure, names = layout.structure, sorted(set(layout.outputs))
+    structure, names = layout.structure, sorted({a.output for a in layout.assays})
     p, x = as_arguments(structure, natural(layout, individual), obs.inputs)
 
     def reference(time, p, x):
@@ -86,8 +88,8 @@ def _distances(model: Model, obs: Observations, phi: Float[Array, "draw phi"], z
     layout = make_layout(model)
 
     def one(phi, z):
-        theta, omega, _ = split_phi(layout, phi)
-        return distance(layout, obs, individual_parameters(layout, theta, omega, z), max_steps=solvers.MAX_STEPS)
+        individual = population(layout, phi, obs.design).individual(z)
+        return distance(layout, obs, individual, max_steps=solvers.MAX_STEPS)
 
     return jax.lax.map(lambda at: one(*at), (phi, z))
 

@@ -24,9 +24,10 @@ from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
 from carkinetics.inference.scouting import scouted
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
-from carkinetics.population import Layout, make_layout, split_phi
+from carkinetics.population import population
 
 LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 # Mean square of whitened parameters (1 of a Gaussian) beyond which no Gaussian describes a patient, who then stands
@@ -53,9 +54,9 @@ def pilots(method: Method, settings: Settings) -> list[int]:
 
 def rebuilt(model: Model, method: Method, leaves: list[Array]) -> Transport | Tuning:
     """A tuning from its arrays, in the order in which ``jax.tree.leaves`` gives them."""
-    centre, scale, information, shift, *rest = leaves
+    first, rest = leaves[:7], leaves[7:]
     bend, (held, *rest) = (None, rest) if model.structure.closed_form else (Bend(*rest[:3]), rest[3:])
-    found = Transport(centre, scale, information, shift, bend, held)
+    found = Transport(*first, bend=bend, held=held)
     if method == "nuts":
         return found
     share, mean, factor, broad_mean, broad_scale, *rest = rest
@@ -95,7 +96,7 @@ def how_far(model: Model, found: Transport, phi, z):
     layout = make_layout(model)
 
     def whitened(phi, z):
-        return found.whitened(layout, *split_phi(layout, phi), z)
+        return found.whitened(layout, found.population(layout, phi), z)
 
     return jnp.mean(jax.vmap(whitened)(phi, z) ** 2, axis=(0, 1))
 
@@ -192,8 +193,7 @@ class Tuner:
         far = how_far(self.model, found, jnp.asarray(phi[some]), jnp.asarray(z[some]))
         limit = FAR_MIRRORED if any(mirrored(self.model)) else FAR
         found = eqx.tree_at(lambda t: t.held, found, far > limit)
-        theta, omega = _random_parameters(make_layout(self.model), phi)
-        x, covariance = theta[:, :, None] + omega[:, :, None] * z, np.asarray(covariance)
+        x, covariance = np.asarray(_varying(self.model, self.obs, phi, z)), np.asarray(covariance)
         own = mixture(x, np.full((len(x), x.shape[2]), 1 / len(x)), covariance)
         proposals = scouted(self.model, self.obs, own, covariance, phi.mean(0), x)
         chains = np.stack([d.phi for d in draws])
@@ -204,20 +204,17 @@ class Tuner:
 def _patients(model: Model, found: Transport):
     """Mean and covariance of every patient's random parameters, given the population at the centre."""
     layout = make_layout(model)
-    theta, omega, _ = split_phi(layout, found.centre)
+    of = found.population(layout, found.centre)
     z, precision = found.gaussians(layout, found.centre)
-    mean = theta[jnp.array(layout.random)][:, None] + omega[:, None] * z
     covariance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
-    return mean, omega[:, None] * covariance * omega
+    return of.varying(z), jax.vmap(lambda c: of.spread(of.spread(c).T))(covariance)
 
 
-def _random_parameters(layout: Layout, phi: Float[np.ndarray, "draw phi"]):
-    """Typical values and omegas of the parameters that vary between patients, each of shape (draw, random)."""
-    n = len(layout.estimated)
-    fixed = np.array([p.theta for p in layout.parameters])
-    theta = np.tile(fixed, (len(phi), 1))
-    theta[:, list(layout.estimated)] = phi[:, :n]
-    return theta[:, list(layout.random)], np.exp(phi[:, layout.omegas])
+@partial(jax.jit, static_argnums=0)
+def _varying(model: Model, obs: Observations, phi, z):
+    """Random parameters of every draw."""
+    layout = make_layout(model)
+    return jax.vmap(lambda phi, z: population(layout, phi, obs.design).varying(z))(phi, z)
 
 
 def _square(factor) -> np.ndarray:

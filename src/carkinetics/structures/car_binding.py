@@ -82,6 +82,7 @@ class CarBinding(AbstractStructure[Parameters, States]):
     refine = 2
     uses_dose = True
     treatable = True
+    falls_by = "distribution to the marrow"
 
     def initial(self, p, x):
         none = jnp.zeros_like(p.b0 * x.dose)

@@ -84,6 +84,7 @@ class Cytokines(AbstractStructure[Parameters, States]):
     refine = 2
     uses_dose = True
     treatable = True
+    falls_by = "distribution to the tissue"
 
     def initial(self, p, x):
         none = jnp.zeros_like(p.b0 * x.dose)

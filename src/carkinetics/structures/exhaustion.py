@@ -89,6 +89,7 @@ class Exhaustion(AbstractStructure[Parameters, States]):
     outputs = ("level", "effector", "memory", "exhausted", "tumour")
     treatable = True
     uses_dose = True
+    falls_by = "the distributed cells that were infused"
     refine = 2
 
     def initial(self, p, x):

@@ -48,6 +48,7 @@ class FourPhases(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level",)
     treatable = True
+    falls_by = "its distribution from c0 to tdist"
 
     def curve(self, t, p, x):
         # A clamped time in the place of branches, as in expansion_contraction; one term for each phase.

@@ -75,6 +75,7 @@ class SitesExchange(AbstractStructure[Parameters, States]):
     outputs = ("level", "level_bm", "level_ln", "level_csf")
     stiff = True
     treatable = True
+    falls_by = "exchange with the sites"
 
     def initial(self, p, x):
         fb, first = jnp.minimum(p.fb, _FB_MAX), p.cmax / p.foldx
