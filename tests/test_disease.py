@@ -82,9 +82,9 @@ def patients_of_table_s1():
     )
     mixture = MUELLER_SCHOELL.mixture
     assert mixture is not None
-    reference = MUELLER_SCHOELL["vmax1"].value * np.exp(cd4cd8.ln_factor(ratio))
-    vmax1 = np.where(low == 1, mixture.value, reference) * np.exp(transplant.ln_factor(asct))
-    return vmax1, MUELLER_SCHOELL["b0"].value * np.exp(volume.ln_factor(mtv)), low == 1
+    reference = MUELLER_SCHOELL["vmax1"].value * np.exp(cd4cd8.value * cd4cd8.design(ratio)[0])
+    vmax1 = np.where(low == 1, mixture.value, reference) * (1 + transplant.value * transplant.design(asct)[0])
+    return vmax1, MUELLER_SCHOELL["b0"].value * np.exp(volume.value * volume.design(mtv)[0]), low == 1
 
 
 def test_the_ladder_is_the_papers_equations_for_all_its_patients():

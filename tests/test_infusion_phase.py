@@ -10,9 +10,9 @@ import pytest
 from jaxtyping import Array, Float
 
 from carkinetics import solvers
+from carkinetics.density import as_arguments, compiled_ln_curves
 from carkinetics.errors import ModelError
 from carkinetics.model_files import load_model
-from carkinetics.population import as_arguments, compiled_ln_curves
 from carkinetics.structure import AbstractStructure, inputs
 from carkinetics.structures import STRUCTURES
 from carkinetics.structures.infusion_phase import InfusionPhase

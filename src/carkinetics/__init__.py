@@ -35,14 +35,18 @@ _HOME = {
     "Settings": "inference.chains",
     "Simulation": "simulation",
     "StressTest": "stress",
+    "covariate_effects": "forest",
+    "drop_censored": "censoring",
     "early_fall": "infusion",
     "fit": "fitting",
     "gof": "diagnostics",
+    "late_rise": "late_samples",
     "level": "structure",
     "list_models": "model_files",
     "load_fit": "fit_file",
     "load_model": "model_files",
     "plots": "",
+    "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
     "run_checks": "model_checks",
     "simulate": "simulation",
@@ -52,6 +56,7 @@ _HOME = {
 
 if TYPE_CHECKING:
     from carkinetics import plots as plots
+    from carkinetics.censoring import drop_censored as drop_censored
     from carkinetics.cohort import Cohort as Cohort
     from carkinetics.covariates import Covariate as Covariate
     from carkinetics.dataset import Dataset as Dataset
@@ -70,9 +75,11 @@ if TYPE_CHECKING:
     from carkinetics.fit_result import Check as Check
     from carkinetics.fit_result import Fit as Fit
     from carkinetics.fitting import fit as fit
+    from carkinetics.forest import covariate_effects as covariate_effects
     from carkinetics.inference.chains import Settings as Settings
     from carkinetics.infusion import EarlyFall as EarlyFall
     from carkinetics.infusion import early_fall as early_fall
+    from carkinetics.late_samples import late_rise as late_rise
     from carkinetics.model import Model as Model
     from carkinetics.model_checks import run_checks as run_checks
     from carkinetics.model_checks import typical_curves as typical_curves
@@ -84,6 +91,7 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
+    from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate

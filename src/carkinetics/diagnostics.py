@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
+import xarray as xr
 from jaxtyping import Float
 
 from carkinetics import solvers
 from carkinetics.density import ln_curves
-from carkinetics.fit_result import Fit
-from carkinetics.inputs import inputs_of, ln_offset
+from carkinetics.fit_result import Fit, phi_draws
+from carkinetics.inputs import design_of, inputs_of, ln_offset
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.model_parts import Assay, nearest_or_raise
+from carkinetics.population import natural, population
 from carkinetics.structure import Inputs
 
 
@@ -25,15 +28,14 @@ def gof(fit: Fit) -> pd.DataFrame:
     DataFrame
         ``ID TIME DVID DV CENS PRED IPRED IWRES``. ``PRED`` is the prediction with all random effects at zero,
         ``IPRED`` the individual's: posterior medians, in the assay's unit. ``IWRES`` is the individual
-        weighted residual on the log scale, ``(ln DV - ln IPRED) / sigma``; it is missing where the value is
-        censored, since the residual of a limit is none.
+        weighted residual: ``(ln DV - ln IPRED) / sigma`` of residuals on the log scale, ``(DV - IPRED) / SD`` of
+        others; it is missing where the value is censored, since the residual of a limit is none.
     """
     data, posterior = fit.data, fit.tree["posterior"].to_dataset()
     pred = np.median(posterior["pred"].values, axis=(0, 1))
     ipred = np.median(posterior["ipred"].values, axis=(0, 1))
     assays = np.array(data.assays, dtype=object)[data.assay]
-    sigma = posterior["sigma"].mean(("chain", "draw")).sel(assay=list(assays)).values
-    residual = (np.log(data.dv) - np.log(ipred)) / sigma
+    residual = weighted_residuals(fit, ipred)
     return pd.DataFrame(
         {
             "ID": np.array(data.subjects, dtype=object)[data.subject],
@@ -46,6 +48,29 @@ def gof(fit: Fit) -> pd.DataFrame:
             "IWRES": np.where(data.cens == 0, residual, np.nan),
         }
     )
+
+
+def weighted_residuals(
+    fit: Fit, ipred: Float[np.ndarray, "*draw obs"], dv: Float[np.ndarray, "*draw obs"] | None = None
+) -> Float[np.ndarray, "*draw obs"]:
+    """Residuals in units of their SD, at the posterior means of the residual parameters; of the data unless given."""
+    dv = fit.data.dv if dv is None else dv
+    data, posterior = fit.data, fit.tree["posterior"].to_dataset().mean(("chain", "draw"))
+    found = np.full(ipred.shape, np.nan)
+    for k, name in enumerate(data.assays):
+        here, assay = data.assay == k, next(a for a in fit.model.assays if a.name == name)
+        with np.errstate(divide="ignore"):
+            found[..., here] = _weighted(assay, posterior.sel(assay=name), dv[..., here], ipred[..., here])
+    return found
+
+
+def _weighted(assay: Assay, posterior: xr.Dataset, dv, ipred):
+    first = float(posterior["sigma"])
+    if assay.error == "combined":
+        return (dv - ipred) / np.hypot(first * ipred, float(posterior["additive"]))
+    if assay.error == "negative_binomial":
+        return (dv - ipred) / np.sqrt(ipred + first * ipred**2)
+    return (np.log(dv) - np.log(ipred)) / first
 
 
 def individual_curves(
@@ -77,7 +102,7 @@ def individual_curves(
     posterior = fit.tree["posterior"].to_dataset().stack(sample=("chain", "draw"))
     keep = np.unique(np.linspace(0, posterior.sizes["sample"] - 1, draws).astype(int))
     individual = posterior["individual"].isel(subject=place, sample=keep).transpose("parameter", "sample", "subject")
-    typical = posterior["tv"].isel(sample=keep).transpose("parameter", "sample")
+    typical = _typical(fit, keep)[:, :, place]
     last = [data.time[data.subject == i].max(initial=28.0) for i in place]
     times = np.linspace(0.0, last, points)  # (time, subject)
     # A patient whose samples lie close together early on needs a finer grid there: half of it before day 40.
@@ -89,7 +114,7 @@ def individual_curves(
     tables = []
     for assay in model.assays:
         curves = _ln_curves(model, assay, times, inputs, individual.values)
-        middle = _ln_curves(model, assay, times, inputs, np.repeat(typical.values[:, :, None], len(place), 2))
+        middle = _ln_curves(model, assay, times, inputs, typical)
         ipred, below, above = np.exp(np.quantile(curves, [0.5, low, high], axis=0))
         pred = np.exp(np.median(middle, axis=0))
         for j, subject in enumerate(chosen):
@@ -109,6 +134,19 @@ def individual_curves(
     return pd.concat(tables, ignore_index=True)
 
 
+def _typical(fit: Fit, keep: np.ndarray) -> Float[np.ndarray, "parameter sample subject"]:
+    """Natural-scale parameters of patients without random effects, of these draws; of the first class of a mixture."""
+    layout, phi = make_layout(fit.model), phi_draws(fit)[keep]
+    with jax.enable_x64(True):
+        design = jnp.asarray(design_of(fit.model, fit.data))
+
+        def one(phi):
+            typical = population(layout, phi, design).typical
+            return natural(layout, jnp.broadcast_to(typical, (len(typical), fit.data.n_subjects)))
+
+        return np.asarray(jax.vmap(one, out_axes=1)(jnp.asarray(phi)))
+
+
 def _ln_curves(
     model: Model,
     assay: Assay,
@@ -119,8 +157,10 @@ def _ln_curves(
     """Natural log of what an assay reads, for every draw of the natural-scale individual parameters."""
     with jax.enable_x64(True):
         grid, offset = solvers.make_grid(model.structure, times, inputs), ln_offset(assay, inputs, times)
+        ratio = make_layout(model).ratios[model.assays.index(assay)]
 
         def one(draw):
-            return ln_curves(model.structure, grid, draw, inputs)[assay.output] + offset
+            ln = ln_curves(model.structure, grid, draw, inputs)[assay.output] + offset
+            return ln if ratio < 0 else ln + jnp.log(draw[ratio])
 
         return np.asarray(jax.jit(jax.vmap(one, in_axes=1))(jnp.asarray(values, float)))

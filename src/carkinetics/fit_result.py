@@ -2,27 +2,24 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
-import jax
 import numpy as np
 import pandas as pd
 import xarray as xr
 from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
+from carkinetics.errors import ModelError
 from carkinetics.findings import listed
 from carkinetics.inference.gates import ESS_MIN, RHAT_MAX, convergence
 from carkinetics.inference.laplace import OMEGA_BOUNDS
 from carkinetics.layout import make_layout
 from carkinetics.model import Model
-from carkinetics.model_parts import Parameter, iiv_cv_pct
-
-Draws = Float[np.ndarray, "chain draw"]  # of one number
+from carkinetics.parameter_table import INTERVAL, parameter_table, prior_notes
 
 EBFMI_MIN = 0.3
 SOLVER_SHARE = 0.05  # of the residual SD: the solver may be off by that much in ln level
@@ -34,8 +31,6 @@ DIVERGENT_FAILED = 0.01  # share of transitions
 MOVE_MAX = 0.1
 MOVE_FAILED = 0.5
 
-INTERVAL = (0.025, 0.975)  # equal-tailed 95 %
-_NORMAL_END = 1.959963984540054  # the SDs from the mean to either end of that interval of a Gaussian
 _NAMED = 5  # patients about whom chains disagree
 
 
@@ -104,54 +99,36 @@ class Fit:
         Returns
         -------
         DataFrame
-            One row per parameter, then per residual SD: ``TV`` (posterior mean of the typical value, natural
-            scale; of sigma for a residual), ``RSE %``, ``2.5 %`` and ``97.5 %``, ``IIV CV %`` (log-normal;
-            else the SD), its interval, ``shrinkage %``, and the worse of R-hat and ESS over TV and omega. Of a
+            One row per parameter, then per effect of a covariate, second class, correlation and residual parameter:
+            ``TV`` (posterior mean of the typical value, natural scale, or of what the row names), ``RSE %``, ``2.5 %``
+            and ``97.5 %``, ``contraction %`` (how much of its prior variance it has lost, on the sampler's scale: 0 is
+            the prior), ``IIV CV %`` (log-normal; else the SD), its interval, ``shrinkage %``, and the worse of R-hat
+            and ESS over TV and omega. Of a
             Laplace approximation ``TV`` and ``IIV CV %`` are the values at the Gaussian's centre, the intervals its
             own, and in the place of R-hat and ESS the column ``method`` says so.
         """
-        post = self.tree["posterior"].to_dataset()
-        rows = []
-        for p in self.model.parameters:
-            typical, theta = (post[name].sel(parameter=p.name).values for name in ("tv", "theta"))
-            row = {"parameter": p.name, "unit": p.unit}
-            row |= self._location(typical, theta, partial(_natural, p))
-            draws = [] if p.fixed else [typical]
-            if p.iiv:
-                omega = post["omega"].sel(parameter=p.name).values
-                row |= self._variability(omega, iiv_cv_pct if p.transform == "log" else np.asarray)
-                row["shrinkage %"] = 100 * self._shrinkage(p.name)
-                draws.append(omega)
-            rows.append(row | self._made(draws))
-        for a in self.model.assays:
-            sigma = post["sigma"].sel(assay=a.name).values
-            row = {"parameter": f"sigma {a.name}", "unit": "ln"} | self._location(sigma, np.log(sigma), np.exp)
-            rows.append(row | self._made([sigma]))
-        return pd.DataFrame(rows).set_index("parameter")
+        return parameter_table(self)
 
-    def _location(self, natural: Draws, transformed: Draws, to_natural: Callable) -> dict[str, float]:
-        if self.method == "laplace":
-            middle, low, high = _gaussian(transformed, to_natural)
-        else:
-            middle, (low, high) = float(natural.mean()), np.quantile(natural, INTERVAL)
-        rse = 100 * float(natural.std()) / abs(middle)
-        return {"TV": middle, "RSE %": rse, "2.5 %": float(low), "97.5 %": float(high)}
+    def classes(self) -> pd.DataFrame:
+        """Of a mixture: every patient's probability of being of the second class.
 
-    def _variability(self, omega: Draws, spread: Callable) -> dict[str, float]:
-        if self.method == "laplace":
-            middle, low, high = _gaussian(np.log(omega), lambda x: spread(np.exp(x)))
-        else:
-            middle, (low, high) = float(np.median(spread(omega))), np.quantile(spread(omega), INTERVAL)
-        return {"IIV CV %": middle, "IIV 2.5 %": low, "IIV 97.5 %": high}
+        Returns
+        -------
+        DataFrame
+            One row a patient: ``probability``, and ``2.5 %`` and ``97.5 %`` of the probability given the population
+            and the patient's own parameters, over the draws of both.
 
-    def _made(self, draws: list[Draws]) -> dict:
-        """How well the draws represent the posterior, or that they are of an approximation."""
-        return {"method": self.label} if self.label else _convergence(draws)
-
-    def _shrinkage(self, name: str) -> float:
-        post = self.tree["posterior"].to_dataset()
-        means = post["eta"].sel(parameter=name).mean(("chain", "draw")).values
-        return 1 - float(np.std(means, ddof=1)) / float(post["omega"].sel(parameter=name).mean())
+        Raises
+        ------
+        ModelError
+            The model has one class.
+        """
+        if self.model.mixture is None:
+            raise ModelError(f"{self.model.name} has one class of patients; see model.with_mixture.")
+        second = self.tree["posterior"].to_dataset()["second"]
+        low, high = np.quantile(second.values, INTERVAL, axis=(0, 1))
+        columns = {"probability": second.values.mean(axis=(0, 1)), "2.5 %": low, "97.5 %": high}
+        return pd.DataFrame(columns, index=pd.Index(self.data.subjects, name="ID"))
 
     def check(self) -> Check:
         """Whether the fit can be trusted, and why not."""
@@ -162,7 +139,7 @@ class Fit:
         if not self.tree.attrs["complete"]:
             weak.insert(0, "The fit was interrupted: it is incomplete.")
         # How the start went is worth a word, and no reason to distrust draws that passed every gate.
-        notes = json.loads(self.tree.attrs["notes"])
+        notes = json.loads(self.tree.attrs["notes"]) + prior_notes(self)
         status = "failed" if failed else "warning" if weak else "approximation" if self.label else "ok"
         return Check(status, (*failed, *weak, *notes), {k: v for k, v in numbers.items() if not isinstance(v, str)})
 
@@ -320,22 +297,3 @@ def _ebfmi(energy: Float[np.ndarray, "chain draw"]) -> float:
     """Smallest energy Bayesian fraction of missing information over chains (Betancourt 2016, arXiv:1604.00695)."""
     jumps = np.square(np.diff(energy, axis=1)).mean(1)
     return float((jumps / energy.var(1)).min())
-
-
-def _natural(parameter: Parameter, x: float) -> float:
-    with jax.enable_x64(True):
-        return float(parameter.inverse(x))
-
-
-def _gaussian(transformed: Draws, to_natural: Callable) -> tuple[float, float, float]:
-    """Centre and 95 % interval, natural scale, of the Gaussian whose mean and SD are those of its draws."""
-    mean, sd = float(transformed.mean()), float(transformed.std())
-    middle, low, high = (float(to_natural(mean + k * sd)) for k in (0, -_NORMAL_END, _NORMAL_END))
-    return middle, low, high
-
-
-def _convergence(draws: list[Draws]) -> dict[str, float]:
-    if not draws:
-        return {"R-hat": np.nan, "ESS": np.nan}
-    rhat, bulk, _ = convergence(np.stack(draws, axis=-1))
-    return {"R-hat": float(rhat.max()), "ESS": float(bulk.min())}

@@ -30,6 +30,7 @@ from carkinetics.inference.identity import identity
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.solver_check import solver_error
 from carkinetics.inference.tuning import KERNELS, Method, Tuner, lost, pilots, rebuilt
+from carkinetics.infusion import with_evidence
 from carkinetics.inputs import resolved
 from carkinetics.layout import make_layout
 from carkinetics.model import Model
@@ -46,7 +47,7 @@ RETUNE_RHAT = 1.02  # beyond which chains are tuned again by their own draws, on
 DEFAULT_SETTINGS = Settings()
 
 
-def fit(  # the main verb: nine arguments, six of which nobody needs to give
+def fit(  # the main verb: ten arguments, seven of which nobody needs to give
     model: Model,
     data: Dataset,
     *,
@@ -56,6 +57,7 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
     devices: int | None = None,
     settings: Settings = DEFAULT_SETTINGS,
     checkpoint: str | os.PathLike[str] | None = None,
+    infusion_phase: bool | None = None,
     progress: bool = True,
 ) -> Fit:
     """Fit a population model by Bayesian inference.
@@ -84,6 +86,10 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
         A folder of this fit's own, from which the same call goes on after the process was killed, with the draws
         that it would have had on the same machine; of a finished fit it returns the same fit without sampling.
         SIGTERM then ends the process with exit code 143 once every chain has kept its block.
+    infusion_phase : bool, optional
+        Whether a fast initial fall is added to the rise (:meth:`carkinetics.Model.with_infusion_phase`). By default
+        where the model can have one and early samples show it (:func:`carkinetics.early_fall`); ``fit.check()`` says
+        so.
     progress : bool
         Show bars with chain, step, divergences and time left, if stderr is a terminal.
 
@@ -104,7 +110,9 @@ def fit(  # the main verb: nine arguments, six of which nobody needs to give
     if method == "laplace" and checkpoint is not None:
         raise FitError("method='laplace' keeps no checkpoint: leave checkpoint out.")
     use_compile_cache()
+    model, added = with_evidence(model, data, infusion_phase)
     model, imputed = resolved(model, data)
+    imputed = added + imputed
     model = replace(model, toml=to_toml(model))  # as it is fitted, whatever was changed since its file was read
     with jax.enable_x64(True):
         obs = make_observations(model, data, refine=settings.refine)

@@ -98,6 +98,24 @@ def early_fall(data: Dataset, *, assays: Sequence[str] | None = None) -> EarlyFa
     return _judged(len(drops), int(np.sum(drops >= math.log(CLEAR))), math.exp(np.median(most)))
 
 
+def with_evidence(model: Model, data: Dataset, infusion_phase: bool | None = None) -> tuple[Model, list[str]]:
+    """The model with an infusion phase if it is asked for or the data show one, and what to say about that."""
+    first = [a.name for a in model.assays if a.output == model.structure.outputs[0] and a.name in data.assays]
+    has_one = isinstance(model.structure, InfusionPhase)
+    if infusion_phase is False or has_one or (infusion_phase is None and not first):
+        return model, []
+    if infusion_phase:
+        return model.with_infusion_phase(), []
+    fall = early_fall(data, assays=first)
+    if not fall:
+        return model, []
+    try:
+        model = model.with_infusion_phase()
+    except ModelError as error:
+        return model, [f"Early samples show an infusion phase ({fall}), which the model has not: {error}"]
+    return model, [f"An infusion phase was added: {fall}. infusion_phase=False leaves it out."]
+
+
 def _judged(patients: int, falls: int, c0: float) -> EarlyFall:
     chance = sum(
         math.comb(patients, k) * BY_CHANCE**k * (1 - BY_CHANCE) ** (patients - k) for k in range(falls, patients + 1)

@@ -84,6 +84,7 @@ class Model:
         for key, prior in priors.items():
             kind, _, name = key.rpartition(".")
             if kind and kind != "omega":
+                self._refuse_kind(kind, f"prior of {key}")
                 name = nearest_or_raise(name, assays, "assay", self.name)
                 field = ("prior", "prior_second")[self._residual(assays[name], kind)]
                 assays[name] = replace(assays[name], **{field: _positive(prior, key)})
@@ -117,6 +118,10 @@ class Model:
             prior_correlation=self._correlations_without([*gone, *(f"{n}.{assay.name}" for n in names)]),
         )
 
+    def _refuse_kind(self, kind: str, what: str) -> None:
+        known = dict.fromkeys(p.name for a in self.assays for p in RESIDUALS[a.error].params)
+        nearest_or_raise(kind, ["omega", *known], "kind", f"{self.name}, {what}")
+
     @staticmethod
     def _residual(assay: Assay, kind: str) -> int:
         """Which residual parameter of an assay that is."""
@@ -136,6 +141,7 @@ class Model:
         for key, value in values.items():
             kind, _, name = key.rpartition(".")
             if kind and kind != "omega":
+                self._refuse_kind(kind, f"value of {key}")
                 name = nearest_or_raise(name, assays, "assay", self.name)
                 assays[name] = _with_residual(assays[name], self._residual(assays[name], kind), value)
             elif kind == "omega":

@@ -7,8 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from carkinetics.dataset import Dataset
 from carkinetics.diagnostics import individual_curves
 from carkinetics.fit_result import Fit, population_draws
+from carkinetics.forest import NULL_BAND
+from carkinetics.layout import make_layout
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -95,9 +98,9 @@ def typical(curves: pd.DataFrame, *, title: str = "", unit: str = "", lloq: floa
 
 
 def _say(figure, label: str) -> None:
-    """How the fit was made, on the figure itself, where that has to be said."""
+    """How the fit was made, on the figure itself, where that has to be said: below it, as legends are above."""
     if label:
-        figure.suptitle(label, fontsize=9, color=ORANGE)
+        figure.supxlabel(label, fontsize=9, color=ORANGE)
 
 
 def save(axes: "np.ndarray", path: Path, *, dpi: int = 130) -> None:
@@ -197,11 +200,12 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
     rows = -(-len(names) // columns)
     _, axes = plt.subplots(rows, columns, figsize=(2.3 * columns, 1.75 * rows), squeeze=False, layout="constrained")
     units = {p.name: p.unit for p in fit.model.parameters}
-    positive = {p.name for p in fit.model.parameters if p.transform != "log"}
+    logs = {p.name for p in fit.model.parameters if p.transform == "log" and not p.fixed}
+    positive = logs | {c.name for c in make_layout(fit.model).components if c.log}
     for k, (ax, name) in enumerate(zip(axes.flat, names, strict=False)):
-        to_natural = np.exp if name in units and name not in positive else np.asarray
+        to_natural = np.exp if name in logs else np.tanh if name.startswith("corr ") else np.asarray
         x, reference = to_natural(draws[..., k]).ravel(), to_natural(prior[..., k]).ravel()
-        bins = _bins(x, reference)
+        bins = _bins(x, reference, log=name in positive)
         # Bins of equal width on the log axis: equal weights make areas comparable there.
         share = np.full(reference.size, 1 / reference.size)
         ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, label="prior")
@@ -211,10 +215,11 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
         unit = units.get(name, "")
         ax.set_title(name + (f" ({unit})" if unit not in ("", "1") else ""), fontsize=8, pad=2)
         ax.set_yticks([])
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if bins[-1] < 100 * bins[0] else (1,)))
-        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        if name in positive:
+            ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if bins[-1] < 100 * bins[0] else (1,)))
+            ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in axes.flat[len(names) :]:
@@ -225,8 +230,83 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
     return axes.flatten()[: len(names)]
 
 
-def _bins(x: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Bins, even on a log axis, over the posterior and the middle of the prior."""
+def _bins(x: np.ndarray, reference: np.ndarray, *, log: bool) -> np.ndarray:
+    """Bins, even on the axis, over the posterior and the middle of the prior."""
     low, high = np.quantile(x, (0.001, 0.999))
     low, high = min(low, np.quantile(reference, 0.01)), max(high, np.quantile(reference, 0.99))
-    return np.geomspace(low, high, 60)
+    return np.geomspace(low, high, 60) if log else np.linspace(low, high, 60)
+
+
+def forest(effects: pd.DataFrame, *, null_band: tuple[float, float] = NULL_BAND) -> "np.ndarray":
+    """Effects of covariates on exposure, one panel a quantity, with a band of ratios that count as none.
+
+    Parameters
+    ----------
+    effects : DataFrame
+        Of :func:`carkinetics.covariate_effects`.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import FormatStrFormatter, NullFormatter
+
+    quantities = list(dict.fromkeys(effects["QUANTITY"]))
+    rows = len(effects) // len(quantities)
+    figure, axes = plt.subplots(
+        1, len(quantities), figsize=(3.6 * len(quantities) + 1.6, 0.38 * rows + 1.3), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for ax, quantity in zip(axes.flat, quantities, strict=True):
+        part = effects[effects["QUANTITY"] == quantity].reset_index(drop=True)
+        ax.axvspan(*null_band, color=GREY, alpha=0.2, lw=0, label=f"{null_band[0]:g} to {null_band[1]:g}")
+        ax.axvline(1.0, color=GREY, lw=1)
+        bars = [part["RATIO"] - part["LOW"], part["HIGH"] - part["RATIO"]]
+        ax.errorbar(part["RATIO"], part.index, xerr=bars, fmt="o", ms=4, color=BLUE, lw=1.5, label="95 % interval")
+        labels = [_forest_label(row) for row in part.to_dict("records")]
+        ax.set_yticks(part.index, labels, fontsize=8)
+        ax.set_ylim(len(part) - 0.5, -0.5)
+        ax.set_xscale("log")
+        ticks = [t for t in (0.1, 0.2, 0.5, 1, 2, 5, 10) if part["LOW"].min() * 0.7 < t < part["HIGH"].max() * 1.4]
+        ax.set_xticks(sorted({*ticks, 1.0}))
+        ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.set_xlabel(f"ratio of {quantity.replace('auc_0_28', 'AUC0-28').replace('cmax', 'Cmax')}", fontsize=8)
+        ax.tick_params(axis="x", labelsize=8)
+        ax.spines[["top", "right", "left"]].set_visible(False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8)
+    return axes.flatten()
+
+
+def _forest_label(row: Mapping) -> str:
+    value, against = (f"{x:.3g}" if isinstance(x, float) else str(x) for x in (row["VALUE"], row["AGAINST"]))
+    return f"{shorten(str(row['COVARIATE']))} {shorten(value)} : {shorten(against)}"
+
+
+def prior_predictive(expected: pd.DataFrame, data: Dataset) -> "np.ndarray":
+    """What the priors expect, one panel an assay, and the samples; those below a limit stand at it.
+
+    Parameters
+    ----------
+    expected : DataFrame
+        Of :func:`carkinetics.prior_predictive`.
+    """
+    import matplotlib.pyplot as plt
+
+    assays = list(dict.fromkeys(expected["DVID"]))
+    figure, axes = plt.subplots(
+        1, len(assays), figsize=(4.4 * len(assays) + 1.2, 3.1), squeeze=False, layout="constrained"
+    )
+    for ax, assay in zip(axes.flat, assays, strict=True):
+        part, here = expected[expected["DVID"] == assay], data.assay == data.assays.index(assay)
+        ax.fill_between(part["TIME"], part["LOW"], part["HIGH"], color=GREY, alpha=0.3, lw=0, label="90 % of samples")
+        ax.plot(part["TIME"], part["MEDIAN"], color=BLACK, lw=1.2, label="median")
+        _samples(ax, data.time[here], data.dv[here], data.cens[here])
+        ax.set_yscale("log")
+        seen = data.dv[here]
+        ax.set_ylim(max(part["LOW"].max() * 1e-6, seen.min() * 0.01), max(seen.max(), part["HIGH"].max()) * 3)
+        unit = data.units["DV"].get(assay, "")
+        ax.set_title(f"{shorten(assay)} ({unit})", fontsize=9)
+        ax.set_xlabel("day", fontsize=8)
+        ax.tick_params(labelsize=8)
+    handles, labels = _legend(axes)
+    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
+    return axes.flatten()

@@ -21,7 +21,7 @@ from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.inputs import ln_offset
 from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
-from carkinetics.population import Population, natural, population
+from carkinetics.population import Population, class_sign, correlations, effects, natural, population
 from carkinetics.priors import prior_phi
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure, Inputs
@@ -40,7 +40,8 @@ class Simulation:
         residual error.
     samples : xarray.Dataset
         What every assay reports, by ``replicate``, ``subject``, ``time`` and ``assay``: ``dv`` (with residual error, at
-        the limit where it is below it), ``below`` and ``ipred`` (without), each in the assay's unit.
+        the limit where it is below it), ``below``, ``detected`` (false below an assay's ``lod``, at which ``dv`` then
+        stands) and ``ipred`` (without residual error), each in the assay's unit.
     people : DataFrame
         Dose, weight, covariates and, of a mixture, ``CLASS``, one row per replicate and patient (``REP``, ``ID``).
     parameters : DataFrame
@@ -95,6 +96,10 @@ class Simulation:
             records.append(
                 at.assign(**row, AMT=0.0, EVID=0, DVID=assay, MDV=0, CENS=of["below"].values.ravel().astype(int))
             )
+            lod = next(a.lod for a in self.model.assays if a.name == assay)
+            if lod is not None:  # detected and not quantified: between the two limits
+                between = (of["below"] & of["detected"]).values.ravel()
+                records[-1]["LIMIT"] = np.where(between, lod, np.nan)
         courses = [_measured(self.cohort, r.column, people) for r in self.model.regressors]
         table = pd.concat([*records, *(c for c in courses if c is not None)], ignore_index=True)
         for regressor in self.model.regressors:
@@ -152,7 +157,8 @@ def simulate(
     variability : bool
         Patients differ (random effects, classes of a mixture); without, each is typical of its covariates.
     residual, limits : bool
-        Samples have residual error; samples below an assay's ``lloq`` are left-censored at it.
+        Samples have residual error; samples below an assay's ``lloq`` are left-censored at it, or lie between it and
+        the ``lod`` of an assay that has one, or are left-censored at that.
     refine : int
         Divides the steps of the fixed-grid solver.
 
@@ -293,8 +299,11 @@ def _gather(design: _Design, phi: Float[np.ndarray, "replicate phi"], studies: l
     limit = np.array([a.lloq or 0.0 if design.limits else 0.0 for a in model.assays])[:, None, None]
     dv, ipred = (np.exp([getattr(s, name) for s in studies]) for name in ("ln_dv", "ln_ipred"))
     below = dv < limit
+    lod = np.array([a.lod or 0.0 if design.limits else 0.0 for a in model.assays])[:, None, None]
+    detected = dv >= np.minimum(lod, limit)
     by = ("replicate", "assay", "time", "subject")
-    samples = {"dv": (by, np.where(below, limit, dv)), "below": (by, below), "ipred": (by, ipred)}
+    reported = np.where(below, np.where(detected, limit, lod), dv)
+    samples = {"dv": (by, reported), "below": (by, below), "detected": (by, detected), "ipred": (by, ipred)}
     rows = pd.MultiIndex.from_product([replicates, ids], names=["REP", "ID"])
     names = pd.Index([p.name for p in model.parameters])
     truth = [_named(model, make_layout(model), x) for x in phi]
@@ -327,8 +336,20 @@ def _named(model: Model, layout: Layout, phi: Float[np.ndarray, " phi"]) -> dict
                 continue  # the model's own value, to the last digit
             if k < layout.typical.stop:
                 found[name] = float(model[name].inverse(x))
-            else:
-                found[name] = float(np.exp(x)) if component.log else float(x)
+            elif component.log:
+                found[name] = float(np.exp(x))
+        beta = np.asarray(effects(layout, jnp.asarray(phi)))
+        found |= {e.name: float(b) for e, b in zip(layout.effects, beta, strict=True)}
+        if model.correlation is not None:
+            names, matrix = model.correlation.parameters, np.asarray(correlations(layout, jnp.asarray(phi)))
+            at = list(layout.correlated)
+            pairs = [(i, j) for i in range(1, len(at)) for j in range(i)]
+            found |= {f"corr {names[j]} {names[i]}": float(matrix[at[i], at[j]]) for i, j in pairs}
+        if model.mixture is not None:
+            mixture, (step, odds) = model.mixture, phi[layout.classes]
+            away = model[mixture.on].forward(found[mixture.on]) + class_sign(layout).sum() * np.exp(step)
+            found[f"{mixture.on} {mixture.label}"] = float(model[mixture.on].inverse(away))
+            found[f"share {mixture.label}"] = float(1 / (1 + np.exp(-odds)))
     return found
 
 
