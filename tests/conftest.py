@@ -71,3 +71,41 @@ def small_nuts(nuts_options):
     from carkinetics.fitting import fit
 
     return fit(**nuts_options)
+
+
+@pytest.fixture(scope="session")
+def rich_trial():
+    """A virtual trial with covariates, and with outliers in its residuals."""
+    import numpy as np
+    import pandas as pd
+
+    import carkinetics as ck
+
+    rng = np.random.default_rng(2)
+    people = pd.DataFrame({"BURDEN": np.exp(rng.normal(2.3, 1, 30)), "SEX": rng.choice(["F", "M"], 30)})
+    model = ck.load_model("stein_2019_tisagenlecleucel")
+    model = model.with_covariates(
+        ck.Covariate("BURDEN", on="cmax", center=10.0, value=0.8),
+        ck.Covariate("SEX", on="alpha", form="categorical", reference="F", levels=("M",), values=(0.5,)),
+    )
+    days = (2.0, 4, 7, 9, 11, 14, 21, 28, 42, 70, 98, 140, 168)
+    return ck.simulate(model, ck.Cohort(n=30, times=days, covariates=people), seed=11)
+
+
+@pytest.fixture(scope="session")
+def rich_fit(rich_trial):
+    """A Laplace approximation with covariates, two correlated effects, two classes and a Student-t residual."""
+    import dataclasses
+
+    import carkinetics as ck
+
+    model = ck.load_model("stein_2019_tisagenlecleucel")
+    assay = dataclasses.replace(
+        model.assays[0], error="student_t", second=6.0, prior_second=ck.Prior("lognormal", 1.8, 0.5)
+    )
+    model = model.with_assay(assay).with_correlation("tmax", "cmax").with_mixture("fb", 0.001, 0.2, "non-persisters")
+    model = model.with_covariates(
+        ck.Covariate("BURDEN", on="cmax"), ck.Covariate("SEX", on="alpha", form="categorical", reference="F")
+    )
+    data = ck.read_dataset(rich_trial.table, units={"DV": "copies/ug"})
+    return ck.fit(model, data, seed=1, method="laplace", progress=False)
