@@ -1,7 +1,7 @@
 """Covariates: what a patient's baseline says about a parameter, and how much of it is known."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ MISSING = ("refuse", "center")
 EFFECT_PRIOR_SD = 0.7
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Covariate:
     """A baseline covariate's effect on a typical value.
 
@@ -52,6 +52,7 @@ class Covariate:
     """
 
     column: str
+    _: KW_ONLY
     on: str
     form: str = "power"
     center: float | str = "median"
