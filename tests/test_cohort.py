@@ -211,9 +211,7 @@ def test_a_second_infusion_that_the_structure_does_not_take_is_said():
 )
 def test_covariates_multiply_the_typical_value(form, x, factor):
     """If it fails, a covariate acts by another formula than the paper's."""
-    model = dataclasses.replace(
-        STEIN, covariates=(Covariate(column="BURDEN", on="cmax", form=form, center=10.0, value=0.7),)
-    )
+    model = dataclasses.replace(STEIN, covariates=(Covariate("BURDEN", on="cmax", form=form, center=10.0, value=0.7),))
     plain = simulate(STEIN, Cohort(n=2, times=TIMES), seed=1).individual
     found = simulate(model, Cohort(n=2, times=TIMES, covariates=pd.DataFrame({"BURDEN": [x, np.nan]})), seed=1)
     np.testing.assert_allclose(found.individual["cmax"] / plain["cmax"], [factor, 1.0], rtol=1e-12)

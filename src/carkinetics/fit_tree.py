@@ -103,7 +103,8 @@ def _replicates(model: Model, data: Dataset, layout: Layout, phi, ipred, rng) ->
         family, here = RESIDUALS[model.assays[a].error], data.assay == k
         parameters = [residual[..., j, a, None] for j in range(len(family.params))]
         with np.errstate(divide="ignore"):
-            values[..., here] = np.exp(family.draw(rng, np.log(ipred[..., here].astype(float)), *parameters))
+            drawn = np.exp(family.draw(rng, np.log(ipred[..., here].astype(float)), *parameters))
+        values[..., here] = np.round(drawn) if family.counts else drawn
     return values
 
 

@@ -21,7 +21,7 @@ from carkinetics.simulation import solve
 
 NULL_BAND = (0.8, 1.25)  # ratios of exposure that a bioequivalence trial would call none
 _DRAWS = 400
-_TIMES = np.concatenate([np.arange(0, 28, 0.25), np.arange(28, 91, 1.0)])  # day; a peak after day 90 is not looked for
+_TIMES = np.concatenate([np.arange(280) / 10, np.arange(28, 91, 1.0)])  # day; a peak after day 90 is not looked for
 _WINDOW = 28.0  # of the AUC, day
 
 

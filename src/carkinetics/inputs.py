@@ -126,6 +126,13 @@ def _column(data: Dataset, column: str) -> pd.DataFrame:
     return pd.DataFrame({"ID": data.table["ID"], "TIME": data.table["TIME"], "VALUE": numbers.astype(float)})
 
 
+def counted_in(data: Dataset, column: str) -> Float[np.ndarray, " row"]:
+    """What every row in the likelihood was counted in; NaN where the cell is empty."""
+    rows = data.table[data.table["USED"]]
+    order = rows.sort_values(["ID", "TIME", "DVID", "DV", "CENS", "LIMIT"], kind="stable").index
+    return _column(data, column)["VALUE"].loc[order].to_numpy(float)
+
+
 def baseline(data: Dataset, column: str) -> np.ndarray:
     """A column's value for every patient, a number where all are, else a text; NaN or empty where there is none."""
     if column not in data.table:

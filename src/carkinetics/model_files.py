@@ -66,7 +66,7 @@ _PARAMETER = (
     "prior_omega", "source", "confidence",
 )  # fmt: skip
 _ASSAY = (
-    "label", "output", "matrix", "unit", "error", "lloq", "lod", "ratio", "conversion", "source", "confidence",
+    "label", "output", "matrix", "unit", "error", "lloq", "lod", "ratio", "per", "conversion", "source", "confidence",
 )  # fmt: skip
 _CONVERSION = ("regressor", "vcn", "pg_per_cell")
 _TREATMENT = ("column", "active")
@@ -320,6 +320,7 @@ def _assay(name: str, raw: Mapping, structure: AbstractStructure, regressors: li
         prior_second=prior_second,
         lloq=limits.get("lloq"),
         lod=limits.get("lod"),
+        per=get_text(raw, "per", where, ""),
         ratio=_ratio(name, raw["ratio"], f"{where} ratio") if "ratio" in raw else None,
         conversion=_conversion(raw["conversion"], regressors, f"{where} conversion") if "conversion" in raw else None,
         label=get_text(raw, "label", where, ""),

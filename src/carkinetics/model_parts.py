@@ -158,6 +158,9 @@ class Assay:
         quantified.
     ratio : Parameter or None
         What the output is multiplied by in this matrix, ``ratio_<assay>``: one more parameter of the model.
+    per : str
+        A column of the table with what a count was counted in (uL of blood, events of CD3 cells): the expected count is
+        the output times that. Empty for other assays.
     conversion : Conversion or None
         If the output is in cells per uL and the assay in copies per ug.
     """
@@ -178,6 +181,7 @@ class Assay:
     prior_second: Prior | None = None
     lod: float | None = None
     ratio: Parameter | None = None
+    per: str = ""
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ def _assays(model: Model) -> pd.DataFrame:
 
 def _residual(a: Assay) -> str:
     values = zip(RESIDUALS[a.error].params, (a.sigma, a.second), strict=False)
-    return f"{a.error}, " + ", ".join(f"{p.name} {_number(value)}" for p, value in values)
+    of = f" of {a.per}" if a.per else ""
+    return f"{a.error}{of}, " + ", ".join(f"{p.name} {_number(value)}" for p, value in values)
 
 
 def _beside(model: Model) -> Iterator[str]:

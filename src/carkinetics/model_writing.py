@@ -72,6 +72,8 @@ def _assay(a: Assay, model: Model) -> _Table:
         table[f"prior_{p.name}"] = "fixed" if prior is None else _scale_prior(prior)
     table |= {k: getattr(a, k) for k in ("lloq", "lod") if getattr(a, k) is not None}
     table |= {"source": a.source, "confidence": a.confidence}
+    if a.per:
+        table["per"] = a.per
     if a.ratio is not None:
         table["ratio"] = _parameter(model[a.ratio.name])
     if a.conversion is not None:

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from carkinetics import solvers
 from carkinetics.dataset import Dataset
-from carkinetics.errors import ModelError
-from carkinetics.inputs import design_of, inputs_of, ln_offset
+from carkinetics.errors import DataError, ModelError
+from carkinetics.inputs import counted_in, design_of, inputs_of, ln_offset
 from carkinetics.model import Model
 from carkinetics.solvers import Grid
 from carkinetics.structure import Inputs
@@ -224,6 +224,14 @@ def _offsets(model: Model, data: Dataset, assay, inputs: Inputs) -> Float[np.nda
         here = assay == k
         with jax.enable_x64(True):
             found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
+        if a.per and here.any():
+            amount = counted_in(data, a.per)[here]
+            if not (amount > 0).all():
+                raise DataError(
+                    f"{data.source}: assay {a.name} counts per {a.per}, which must be above 0 in each of its rows; "
+                    f"{np.sum(~(amount > 0))} are not."
+                )
+            found[here] += np.log(amount)
     return found
 
 

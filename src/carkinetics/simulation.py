@@ -105,6 +105,9 @@ class Simulation:
         for regressor in self.model.regressors:
             if regressor.column not in table:
                 table[regressor.column] = regressor.typical
+        for assay in self.model.assays:
+            if assay.per and assay.per not in table:
+                table[assay.per] = 1.0
         table = table.sort_values(
             ["ID", "TIME", "EVID"], ascending=[True, True, False], ignore_index=True, kind="stable"
         )
@@ -232,7 +235,9 @@ def _study(design: _Design, phi: Float[Array, " phi"], random: np.random.Generat
     ln_outputs = solve(model.structure, design.times, values, at, refine=design.refine)
     offsets = [np.asarray(ln_offset(a, at, design.times[:, None])) for a in model.assays]
     ratios = [np.asarray(individual[r]) if r >= 0 else 0.0 for r in layout.ratios]
-    ln_ipred = np.stack([ln_outputs[a.output] + o + r for a, o, r in zip(model.assays, offsets, ratios, strict=True)])
+    per = [np.log(people[a.per].to_numpy(float)) if a.per in people else 0.0 for a in model.assays]
+    parts = zip(model.assays, offsets, ratios, per, strict=True)
+    ln_ipred = np.stack([ln_outputs[a.output] + o + r + c for a, o, r, c in parts])
     ln_dv = _reported(model, ln_ipred, np.asarray(of.residual), random) if design.residual else ln_ipred
     return _Study(people, values, ln_outputs, ln_ipred, ln_dv)
 
@@ -298,6 +303,8 @@ def _gather(design: _Design, phi: Float[np.ndarray, "replicate phi"], studies: l
     curves = {name: (dims, np.exp([s.ln_outputs[name] for s in studies])) for name in model.structure.outputs}
     limit = np.array([a.lloq or 0.0 if design.limits else 0.0 for a in model.assays])[:, None, None]
     dv, ipred = (np.exp([getattr(s, name) for s in studies]) for name in ("ln_dv", "ln_ipred"))
+    counts = [RESIDUALS[a.error].counts and design.residual for a in model.assays]
+    dv[:, counts] = np.round(dv[:, counts])  # whole numbers have no exact logarithms
     below = dv < limit
     lod = np.array([a.lod or 0.0 if design.limits else 0.0 for a in model.assays])[:, None, None]
     detected = dv >= np.minimum(lod, limit)
