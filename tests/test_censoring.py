@@ -81,7 +81,7 @@ def test_counts_are_of_what_they_were_counted_in():
     with jax.enable_x64(True):
         obs = make_observations(model, data)
         cells = np.full(obs.n_obs, np.log(3.0))  # per uL
-        found = log_likelihood(cells + obs.offset, np.array([[0.3], [np.nan]]), obs)
+        found = log_likelihood(cells + obs.offset, jax.numpy.array([[0.3], [np.nan]]), obs)
     at = row_positions(model, data)
     n, mean = 1 / 0.3, 75.0
     law = stats.nbinom(n, n / (n + mean))
