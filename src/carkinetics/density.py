@@ -17,7 +17,7 @@ import numpyro.distributions as dist
 from jaxtyping import Array, Float
 from numpyro.infer.util import log_density
 
-from carkinetics import solvers
+from carkinetics import replicates, solvers
 from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations, of_subjects
@@ -115,7 +115,11 @@ def log_likelihood_of_rows(
         here, family = slice(group.begin, group.end), RESIDUALS[group.family]
         parameters = residual[: len(family.params), here]
         limits = (obs.ln_limit[here], obs.ln_dv[here]) if group.kind == "between" else (obs.ln_dv[here],)
-        parts.append(getattr(family, group.kind)(*limits, ln_prediction[here], *parameters))
+        f = ln_prediction[here]
+        if group.family == replicates.NAME:
+            f, sample, _ = replicates.given_earlier(f, parameters[0], parameters[1], obs.earlier[:, here])
+            parameters = jnp.stack([parameters[0], sample])
+        parts.append(getattr(family, group.kind)(*limits, f, *parameters))
     return jnp.concatenate(parts)
 
 
@@ -134,7 +138,11 @@ def row_information(
         family = RESIDUALS[group.family]
         if group.kind == "quantified":
             here = slice(group.begin, group.end)
-            weight[k] = family.information(ln_prediction[here], *rows[: len(family.params), here])
+            f, parameters, left = ln_prediction[here], rows[: len(family.params), here], 1.0
+            if group.family == replicates.NAME:
+                f, sample, left = replicates.given_earlier(f, parameters[0], parameters[1], obs.earlier[:, here])
+                parameters = jnp.stack([parameters[0], sample])
+            weight[k] = left**2 * family.information(f, *parameters)
     return score, jnp.concatenate(weight)
 
 

@@ -133,6 +133,20 @@ def counted_in(data: Dataset, column: str) -> Float[np.ndarray, " row"]:
     return _column(data, column)["VALUE"].loc[order].to_numpy(float)
 
 
+def earlier_replicates(data: Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Of every row: how many quantified replicates come before it, and the sum of their natural logs.
+
+    A censored one is told of by all quantified ones of its sample; several censored ones not by one another.
+    """
+    ln_dv = np.log(np.where(data.cens == 0, data.dv, 1.0))
+    rows = pd.DataFrame({"s": data.subject, "t": data.time, "a": data.assay, "n": data.cens == 0, "ln": ln_dv})
+    of_sample = rows.groupby(["s", "t", "a"], sort=False)[["n", "ln"]]
+    before = of_sample.cumsum() - rows[["n", "ln"]]
+    whole = of_sample.transform("sum")
+    found = before.where(rows["n"], whole)
+    return found["n"].to_numpy(float), found["ln"].to_numpy(float)
+
+
 def baseline(data: Dataset, column: str) -> np.ndarray:
     """A column's value for every patient, a number where all are, else a text; NaN or empty where there is none."""
     if column not in data.table:

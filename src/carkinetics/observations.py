@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from carkinetics import solvers
 from carkinetics.dataset import Dataset
 from carkinetics.errors import DataError, ModelError
-from carkinetics.inputs import counted_in, design_of, inputs_of, ln_offset
+from carkinetics.inputs import counted_in, design_of, earlier_replicates, inputs_of, ln_offset
 from carkinetics.model import Model
 from carkinetics.solvers import Grid
 from carkinetics.structure import Inputs
@@ -60,6 +60,8 @@ class Observations(eqx.Module):
         Natural log of the value, or of the limit; for an interval its upper end.
     ln_limit : Float[" obs"]
         Lower end of an interval; equal to ``ln_dv`` elsewhere.
+    earlier : Float["2 obs"]
+        Quantified replicates of the same sample that come before: how many, and the sum of their natural logs.
     offset : Float[" obs"]
         From the ln of the output to the ln of what the assay reads; 0 without a conversion.
     inputs : Inputs
@@ -76,6 +78,7 @@ class Observations(eqx.Module):
     ln_dv: Float[Array, " obs"]
     ln_limit: Float[Array, " obs"]
     offset: Float[Array, " obs"]
+    earlier: Float[Array, "2 obs"]
     inputs: Inputs
     design: Float[Array, "effect subject"]
     rows: tuple[Group, ...] = eqx.field(static=True)
@@ -186,6 +189,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
     with jax.enable_x64(True):
         cell, subject, assay, ln_dv, ln_limit, offset = (jnp.asarray(x) for x in arrays)
         design = jnp.asarray(design_of(model, data))
+        earlier = jnp.stack([jnp.asarray(filled(x, 0.0)) for x in earlier_replicates(data)])
     return Observations(
         grid=solvers.make_grid(model.structure, times, at, refine=refine),
         cell=cell,
@@ -194,6 +198,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
         ln_dv=ln_dv,
         ln_limit=ln_limit,
         offset=offset,
+        earlier=earlier,
         inputs=inputs,
         design=design,
         rows=rows,

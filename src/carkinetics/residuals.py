@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 from scipy import special
 
-from carkinetics import counts, observation, student
+from carkinetics import counts, observation, replicates, student
 from carkinetics.model_parts import SIGMA_PRIOR_SD, nearest_or_raise
 from carkinetics.numerics import HALF_LOG_2PI, log_prob_within
 
@@ -334,6 +334,15 @@ RESIDUALS: dict[str, Residual] = {
             information=_lognormal_information,
             draw=_lognormal_draw,
             cdf=_lognormal_cdf,
+        ),
+        Residual(
+            name=replicates.NAME,
+            label="log-normal, replicates share a sample effect",
+            params=(
+                ResidualParameter("sigma", "SD between replicates of the natural log", SIGMA / 2, SIGMA_PRIOR_SD),
+                ResidualParameter("sample", "SD between samples of the natural log", SIGMA, SIGMA_PRIOR_SD),
+            ),
+            **replicates.FUNCTIONS,
         ),
         Residual(
             name="student_t",
