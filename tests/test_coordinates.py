@@ -26,11 +26,13 @@ from carkinetics.inference.coordinates import (
     solve_upper,
     transport,
 )
+from carkinetics.inputs import resolved
 from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model, parse_model
 from carkinetics.model_parts import Assay, Prior
 from carkinetics.observations import make_observations
 from carkinetics.structure import AbstractStructure
+from everything import EVERYTHING
 from unpacked import split_phi
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
@@ -116,8 +118,6 @@ def synthetic(model, obs, seed):
     p, a, n = len(layout.parameters), len(layout.assays), obs.n_subjects
     root = rng.normal(size=(a, n, p, 3)) * rng.choice([0.0, 1, 6], (1, n, 1, 1))
     information = np.einsum("aspm,asqm->apqs", root, root)[:, list(layout.random)]
-    phi = [*(layout.parameters[i].theta for i in layout.estimated), *np.log([q.iiv for q in model.parameters if q.iiv])]
-    phi += [np.log(assay.sigma) for assay in model.assays]
     k = len(layout.random)
     order = np.triu(np.ones((k, k)), 1)  # triangular: a parameter is moved by later ones only
     first, second = pairs(k)
@@ -125,12 +125,12 @@ def synthetic(model, obs, seed):
     bend = Bend(*(jnp.asarray(x) for x in (rng.normal(0, 1, (k, n)), rng.uniform(0.5, 2, (k, n)), curve)))
     scale = np.tril(rng.normal(0, 0.1, (layout.n_phi, layout.n_phi)), -1) + np.diag(rng.uniform(0.1, 0.5, layout.n_phi))
     return Transport(
-        centre=jnp.asarray(phi + rng.normal(0, 0.1, layout.n_phi)),
+        centre=jnp.asarray(layout.start + rng.normal(0, 0.1, layout.n_phi)),
         scale=jnp.asarray(scale),
         information=jnp.asarray(information),
         shift=jnp.asarray(rng.normal(0, 2, (*information.shape[:2], n))),
         sigma=jnp.asarray(rng.uniform(0.3, 1, a)),
-        second=jnp.zeros(n),
+        second=jnp.asarray(rng.uniform(size=n) if layout.mixture else np.zeros(n)),
         design=obs.design,
         bend=bend,
         held=jnp.arange(n) == 1,
@@ -141,7 +141,20 @@ STEIN = {
     "published": PUBLISHED,
     "fixed": PUBLISHED.fix("beta", "foldx"),
     "two assays": PUBLISHED.with_assay(FLOW),
+    "everything": EVERYTHING,
 }
+
+
+def read_samples(model, seed):
+    """The model with what covariates leave open, and a table's arrays; the last patient has no samples."""
+    frame = samples(TIMES, stein, [a.name for a in model.assays], 4, 0.7, seed=seed)
+    number = frame["ID"].str[1:].astype(int)
+    frame = frame.assign(BURDEN=2.0 + number, AGE=40 + 7 * number % 5, SEX=["FM"[k % 2] for k in number])
+    frame = frame.assign(PRODUCT=["ABC"[k % 3] for k in number])
+    with pytest.warns() as _:
+        data = read_dataset(frame, units={"DV": "copies/ug"}, lloq=20)
+    model, _ = resolved(model, data)
+    return model, make_observations(model, data)
 
 
 @pytest.mark.parametrize("name", STEIN)
@@ -149,7 +162,7 @@ def test_the_density_counts_the_jacobian_of_the_map(name):
     """If it fails, the sampler's posterior is not the model's: it depends on where the start happened to be."""
     model = STEIN[name]
     with jax.enable_x64(True):
-        obs = observations(model, samples(TIMES, stein, [a.name for a in model.assays], 4, 0.7, seed=1))
+        model, obs = read_samples(model, seed=1)
         layout, map_ = make_layout(model), synthetic(model, obs, seed=2)
         n_phi, k, n = layout.n_phi, len(layout.random), obs.n_subjects
 
@@ -166,6 +179,37 @@ def test_the_density_counts_the_jacobian_of_the_map(name):
             y, jacobian = both(x)
             wanted = float(joint(y)) + np.linalg.slogdet(np.asarray(jacobian))[1] - constant
             assert float(density(x)) == pytest.approx(wanted, rel=1e-11, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", STEIN)
+def test_the_inverse_is_the_inverse(name):
+    """If it fails, a chain that changes coordinates in mid-run jumps to another place."""
+    with jax.enable_x64(True):
+        model, obs = read_samples(STEIN[name], seed=1)
+        layout, map_ = make_layout(model), synthetic(model, obs, seed=2)
+        there_and_back = jax.jit(lambda p: map_.inverse(layout, *map_(layout, p)[:2]))
+        for seed in range(3):
+            rng = np.random.default_rng(seed)
+            point = Point(
+                jnp.asarray(rng.normal(size=layout.n_phi)), jnp.asarray(rng.normal(size=map_.shift.shape[1:]))
+            )
+            back = there_and_back(point)
+            np.testing.assert_allclose(back.u, point.u, atol=1e-9)
+            np.testing.assert_allclose(back.v, point.v, atol=1e-8)
+
+
+def test_where_a_start_is_found_nought_is_the_start_with_everything():
+    """If it fails, the sampler does not begin where the start was found, of a model with classes or correlations."""
+    with jax.enable_x64(True):
+        model, obs = read_samples(EVERYTHING, seed=1)
+        layout = make_layout(model)
+        start = jax.jit(lambda *x: start_of(model, *x))(obs, jnp.asarray(layout.start), jnp.zeros((7, 4)))
+        assert all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(start))
+        assert (start.decrement < 0.1).all()
+        map_ = transport(model, obs, start)
+        phi, z, _ = map_(layout, Point(jnp.zeros(layout.n_phi), jnp.zeros_like(start.z)))
+        np.testing.assert_allclose(phi, start.phi, rtol=1e-12)
+        np.testing.assert_allclose(z, start.z, rtol=0, atol=1e-9)
 
 
 def test_the_map_is_smooth_and_its_gradient_finite_for_every_patient():

@@ -30,8 +30,9 @@ from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
 from carkinetics.observations import Group, make_observations
-from carkinetics.population import population
+from carkinetics.population import class_sign, population
 from carkinetics.priors import prior_phi
+from everything import EVERYTHING, prepared, table, tied
 from unpacked import split_phi
 
 PUBLISHED = load_model(MODEL)
@@ -102,9 +103,13 @@ def parts():
 
 
 def test_which_omegas_are_mirrored():
-    """A log-normal prior excludes zero: its omega stays a logarithm."""
+    """A log-normal prior excludes zero: its omega stays a logarithm, and so does a correlated effect's."""
     assert mirrored(PUBLISHED) == (False,) * 6
     assert mirrored(HALF) == (False, False, False, False, True, True)
+    assert mirrored(HALF.with_correlation("cmax", "beta")) == (False, False, False, False, True, False)
+    shared = tied(HALF).with_priors({"omega.tmax": Prior("halfnormal", 0.0, 1.0)})
+    assert mirrored(shared) == (False, True, False, True, True)
+    assert mirrored(shared.with_correlation("alpha", "cmax")) == (False, False, False, True, True)
 
 
 def test_whitened_places_go_there_and_back(parts):
@@ -187,38 +192,69 @@ def test_a_mirrored_omega_counts_its_rate(parts):
     assert np.isfinite(float(log_joint(kernel.model, obs, phi, z)))
 
 
+# The second has covariates, correlated and tied effects, classes, and a horseshoe; of its half-normal omegas one is
+# a correlated effect's too.
+PRIORS = {"half-normal": HALF, "everything": EVERYTHING.with_correlation("beta", "cmax", "alpha", "ratio_flow")}
+
+
 @pytest.mark.parametrize("step", ["_renew", "_shift", "_move"])
-def test_each_step_leaves_the_prior_as_it_is(step):
+@pytest.mark.parametrize("name", PRIORS)
+def test_each_step_leaves_the_prior_as_it_is(name, step):
     """Without samples' information the posterior is the prior: whatever a step does to draws of it, they stay draws.
 
     Every step alone, from exact draws, many times over: a wrong weight, Jacobian or acceptance shows as a drift.
     """
-    n, layout = 4000, make_layout(HALF)
+    n, length = 4000, 0.1
     with jax.enable_x64(True):
-        obs = unlimited(make_observations(HALF, read_trial(virtual_trial(2, patients=2))))
-        kernel = Importance(HALF, Settings(proposals=4))
+        model, obs = prepared(PRIORS[name], table(2 if name == "half-normal" else 3, assays=("qpcr",)))
+        layout, obs = make_layout(model), unlimited(obs)
+        kernel = Importance(model, Settings(proposals=4))
         tuning = prior_tuning(kernel, obs)
         keys = jax.random.split(jax.random.key(5), n)
-        phi = prior_phi(HALF, jax.random.key(6), n)
-        z = jax.random.normal(jax.random.key(7), (n, len(layout.random), obs.n_subjects))
+        phi, z = prior_draws(model, obs, jax.random.key(6), n)
 
         def moved(key, phi, z):
             for k in jax.random.split(key, 3):
                 if step == "_move":
-                    phi, z, *_ = kernel._move(k, obs, tuning, phi, z, 0.4)
+                    phi, z, *_ = kernel._move(k, obs, tuning, phi, z, length)
                 elif step == "_renew":
-                    phi, z, *_ = kernel._renew(k, obs, tuning, phi, z, 0.4)
+                    phi, z, *_ = kernel._renew(k, obs, tuning, phi, z, length)
                 else:
                     phi, z, *_ = kernel._shift(k, obs, tuning, phi, z)
             return phi, z
 
-        after, effects = jax.jit(jax.vmap(moved))(keys, phi, z)
-        fresh = np.asarray(prior_phi(HALF, jax.random.key(8), n))
-    moved_share = np.mean(np.any(np.asarray(after) != np.asarray(phi), axis=1))
-    assert moved_share > 0.2
-    p = [stats.ks_2samp(np.asarray(after)[:, j], fresh[:, j]).pvalue for j in range(layout.n_phi)]
-    p += [stats.kstest(np.asarray(effects)[:, j, s], "norm").pvalue for j in range(6) for s in range(2)]
-    assert min(p) > 1e-4, p
+        after = jax.jit(jax.vmap(moved))(keys, phi, z)
+        moved_share = np.mean(np.abs(np.asarray(after[0]) - np.asarray(phi)).max(1) > 1e-3)
+        fresh = prior_draws(model, obs, jax.random.key(8), n)
+        found, wanted = (summaries(layout, obs, *draws) for draws in (after, fresh))
+    assert moved_share > 0.2, moved_share
+    p = {k: stats.ks_2samp(found[k], wanted[k]).pvalue for k in wanted}
+    assert min(p.values()) > 1e-4, sorted(p.items(), key=lambda kv: kv[1])[:5]
+
+
+def prior_draws(model, obs, key, n):
+    """Populations and patients of the prior; patients of the second class lie about its middle."""
+    layout = make_layout(model)
+    phi = prior_phi(model, key, n)
+    z = jax.random.normal(jax.random.fold_in(key, 1), (n, len(layout.random), obs.n_subjects))
+    if layout.mixture is None:
+        return phi, z
+    number = jax.random.uniform(jax.random.fold_in(key, 2), (n, 1, obs.n_subjects))
+    at = layout.classes.start
+    step = np.exp(np.asarray(phi[:, at]))[:, None] * class_sign(layout)
+    away = jax.vmap(lambda phi, step: population(layout, phi, obs.design).standardised(step))(phi, jnp.asarray(step))
+    return phi, z + jnp.where(number < jax.nn.sigmoid(phi[:, at + 1])[:, None, None], away[:, :, None], 0.0)
+
+
+def summaries(layout, obs, phi, z):
+    """Every component of draws, and what ties patients to their population and to each other."""
+    phi_, z_ = np.asarray(phi), np.asarray(z)
+    found = {name: phi_[:, j] for j, name in enumerate(layout.phi_names)}
+    found |= {f"z {k} {s}": z_[:, k, s] for k, s in np.ndindex(z_.shape[1:])}
+    x = np.asarray(jax.vmap(lambda phi, z: population(layout, phi, obs.design).varying(z))(phi, z))
+    found |= {f"x {k} {s}": x[:, k, s] for k, s in np.ndindex(x.shape[1:])}
+    k = z_.shape[1]
+    return found | {f"z {i} z {j}": z_[:, i, 0] * z_[:, j, 0] for i in range(k) for j in range(i)}
 
 
 def unlimited(obs):
@@ -230,23 +266,25 @@ def unlimited(obs):
 
 def prior_tuning(kernel, obs):
     """A tuning that knows something, wrong as it may be: information about patients, proposals off the prior."""
-
-    layout, rng = kernel.layout, np.random.default_rng(9)
-    phi = jnp.asarray([p.theta for p in HALF.parameters] + [np.log(p.iiv) for p in HALF.parameters] + [np.log(0.5)])
-    found = no_transport(HALF, obs, phi)
-    k, n = len(layout.random), obs.n_subjects
-    root = rng.normal(size=(k, k, n))
-    information = np.einsum("ijs,ljs->ils", root, root)[None]
+    model, layout, rng = kernel.model, kernel.layout, np.random.default_rng(9)
+    phi = jnp.asarray(layout.start)
+    found = no_transport(model, obs, phi)
+    a, k, p, n = found.information.shape
+    root = rng.normal(size=(a, n, p, p)) / np.sqrt(a)
+    information = np.einsum("asij,aslj->ails", root, root)[:, list(layout.random)]
     found = dataclasses.replace(
         found,
         information=jnp.asarray(information),
-        shift=jnp.asarray(rng.normal(size=(1, k, n))),
+        shift=jnp.asarray(rng.normal(size=(a, k, n))),
+        second=jnp.asarray(rng.uniform(size=n)),
         held=jnp.arange(n) == 1,
     )
-    theta, omega, _ = (np.asarray(x) for x in split_phi(layout, phi))
-    own = around(theta[:, None] + rng.normal(size=(k, n)), np.tile(np.eye(k), (n, 1, 1)))
-    proposals = make_proposals(own, theta[:, None], omega)
-    tuning = tuned(HALF, found, np.asarray(found.scale @ found.scale.T), proposals, shifts=2)
+    of = population(layout, phi, obs.design)
+    theta, omega = (np.asarray(x) for x in (of.centre(), of.omega))
+    own = around(theta + rng.normal(size=(k, n)), np.tile(np.eye(k), (n, 1, 1)))
+    proposals = make_proposals(own, theta, omega)
+    tuning = tuned(model, found, np.asarray(found.scale @ found.scale.T), proposals, shifts=2)
     # Steps that tie every component to the others: what is true of a mirror image only by symmetry is not true then.
-    tied = tuning.scale @ jnp.asarray(np.linalg.cholesky(0.3 * np.eye(13) + 0.7))
+    tie = 0.7 if layout.n_phi < 20 else 0.1
+    tied = tuning.scale @ jnp.asarray(np.linalg.cholesky((1 - tie) * np.eye(layout.n_phi) + tie))
     return eqx.tree_at(lambda t: t.scale, tuning, tied)

@@ -125,7 +125,8 @@ class Covariate:
             wrong |= x <= 0
         if wrong.any():
             raise ModelError(
-                f"covariate {self.column} = {x[wrong][0]:g} is outside what its {self.form} effect on {self.on} allows."
+                f"covariate {self.column} = {x[wrong][0]:g} is outside what its {self.form} effect on {self.on} allows "
+                f"({wrong.sum()} patients). Correct the table, or choose another form."
             )
         off = np.log(x / self.center) if self.form == "power" else x - float(self.center)
         return np.nan_to_num(off)[None]
@@ -168,6 +169,8 @@ def resolve(covariate: Covariate, x: np.ndarray) -> Covariate:
         All values are the same, or missing: no effect could be told.
     """
     here = f"covariate {covariate.column} on {covariate.on}"
+    if covariate.fixed and covariate.resolved and (covariate.form != "categorical" or covariate.reference):
+        return covariate  # known, also where these patients are all alike
     if covariate.form == "categorical":
         texts = [t for t in map(category, x) if t]
         counts = {t: texts.count(t) for t in sorted(set(texts))}

@@ -177,8 +177,12 @@ def resolved(model: Model, data: Dataset) -> tuple[Model, list[str]]:
     for c in model.covariates:
         x = baseline(data, c.column)
         if c.form != "categorical" and x.dtype == object:
-            wrong = next(t for t in x if t)
-            raise DataError(f"{data.source}: column {c.column}: {wrong!r} is not a number; use form='categorical'.")
+            texts = [t for t in x if t]
+            if texts:
+                raise DataError(
+                    f"{data.source}: column {c.column}: {texts[0]!r} is not a number; use form='categorical'."
+                )
+            x = np.full(len(x), np.nan)  # an empty column is one of texts
         absent = [i for i, v in zip(data.subjects, x, strict=True) if category(v) == ""]
         if absent and c.missing == "refuse":
             remedy = f"Give it, or Covariate({c.column!r}, ..., missing='center')."

@@ -85,13 +85,14 @@ class Model:
             kind, _, name = key.rpartition(".")
             if kind and kind != "omega":
                 self._refuse_kind(kind, f"prior of {key}")
-                name = nearest_or_raise(name, assays, "assay", self.name)
+                name = nearest_or_raise(name, assays, "assay", f"{self.name}: {key}")
                 field = ("prior", "prior_second")[self._residual(assays[name], kind)]
                 assays[name] = replace(assays[name], **{field: _positive(prior, key)})
             elif kind == "omega":
                 name = self._known(name)
                 if not parameters[name].iiv:
                     raise ModelError(f"prior of {key}: {name} has no between-patient variability in this model.")
+                _refuse_shared(parameters[name], key)
                 parameters[name] = replace(parameters[name], prior_omega=_positive(prior, key))
             else:
                 if prior.family != "normal":
@@ -108,14 +109,17 @@ class Model:
         """A model with one more assay, or with the assay of that name replaced."""
         nearest_or_raise(assay.output, self.structure.outputs, "output", self.structure.name)
         others = tuple(a for a in self.assays if a.name != assay.name)
-        gone = {a.ratio.name for a in self.assays if a.ratio is not None and a.name == assay.name}
-        own = tuple(p for p in self.parameters if p.name not in gone)
-        names = [*(p.name for p in RESIDUALS[assay.error].params), *((assay.ratio.name,) if assay.ratio else ())]
+        both = [assay, *(a for a in self.assays if a.name == assay.name)]
+        ratios = {a.ratio.name for a in both if a.ratio is not None}
+        residuals = [f"{p.name}.{a.name}" for a in both for p in RESIDUALS[a.error].params]
         return replace(
             self,
             assays=(*others, assay),
-            parameters=(*own, *((assay.ratio,) if assay.ratio else ())),
-            prior_correlation=self._correlations_without([*gone, *(f"{n}.{assay.name}" for n in names)]),
+            parameters=(
+                *(p for p in self.parameters if p.name not in ratios),
+                *((assay.ratio,) if assay.ratio else ()),
+            ),
+            prior_correlation=self._correlations_without([*residuals, *ratios, *(f"omega.{r}" for r in ratios)]),
         )
 
     def _refuse_kind(self, kind: str, what: str) -> None:
@@ -142,12 +146,13 @@ class Model:
             kind, _, name = key.rpartition(".")
             if kind and kind != "omega":
                 self._refuse_kind(kind, f"value of {key}")
-                name = nearest_or_raise(name, assays, "assay", self.name)
+                name = nearest_or_raise(name, assays, "assay", f"{self.name}: {key}")
                 assays[name] = _with_residual(assays[name], self._residual(assays[name], kind), value)
             elif kind == "omega":
-                name = self._known(name)
+                _refuse_shared(parameters[self._known(name)], key)
                 prior = Prior("lognormal", float(np.log(value)), OMEGA_PRIOR_SD)
-                parameters[name] = replace(parameters[name], iiv=value, prior_omega=prior)
+                for p in [p for p in parameters.values() if name in (p.name, p.omega_of)]:
+                    parameters[p.name] = replace(p, iiv=value, prior_omega=prior)
             else:
                 changed = replace(parameters[self._known(key)], value=value)
                 if not np.isfinite(changed.theta):
@@ -220,7 +225,13 @@ class Model:
             self._known(c.on)
         new = {(c.column, c.on) for c in covariates}
         kept = tuple(c for c in self.covariates if (c.column, c.on) not in new)
-        return replace(self, covariates=(*kept, *covariates), shrinkage=shrinkage or self.shrinkage)
+        gone = [c for c in self.covariates if shrinkage is not None or c not in kept]
+        return replace(
+            self,
+            covariates=(*kept, *covariates),
+            shrinkage=shrinkage or self.shrinkage,
+            prior_correlation=self._correlations_without(_effects(gone)),
+        )
 
     def with_infusion_phase(self, *, c0: float | None = None, kd: float | None = None) -> "Model":
         """A model with an infusion phase: ``c0 exp(-kd t)`` is added to the structure's first output.
@@ -247,7 +258,8 @@ class Model:
 
     def without_covariates(self) -> "Model":
         """A model of the patient whose covariates are at their centres."""
-        return replace(self, covariates=(), shrinkage=None)
+        rest = self._correlations_without(_effects(self.covariates))
+        return replace(self, covariates=(), shrinkage=None, prior_correlation=rest)
 
     def with_correlation(self, *parameters: str, eta: float = LKJ_ETA, values: Iterable[float] = ()) -> "Model":
         """A model in which the random effects of these parameters are correlated, with an LKJ prior.
@@ -263,7 +275,12 @@ class Model:
         for name in parameters:
             if self._known(name) not in varying:
                 raise ModelError(f"correlation: {name} has no between-patient variability in this model.")
-        return replace(self, correlation=Correlation(parameters or tuple(varying), eta, tuple(values)))
+        known = () if self.prior_correlation is None else self.prior_correlation.names
+        return replace(
+            self,
+            correlation=Correlation(parameters or tuple(varying), eta, tuple(values)),
+            prior_correlation=self._correlations_without(n for n in known if n.startswith("corr ")),
+        )
 
     def with_mixture(self, on: str, value: float, probability: float, label: str = "second class") -> "Model":
         """A model with a second class of patients, in which the typical value of ``on`` is ``value``."""
@@ -272,11 +289,15 @@ class Model:
             raise ModelError(f"mixture: {on} has no between-patient variability in this model.")
         if not np.isfinite(p.forward(value)) or p.forward(value) == p.theta:
             raise ModelError(f"mixture: {on} = {value:g} must be {p.domain}, and not the first class's typical value.")
-        return replace(self, mixture=Mixture(on, value, probability, label))
+        return replace(self.without_mixture(), mixture=Mixture(on, value, probability, label))
 
     def without_mixture(self) -> "Model":
         """A model in which every patient is of the first class."""
-        return replace(self, mixture=None)
+        if self.mixture is None:
+            return self
+        rest = self.prior_correlation
+        rest = rest and rest.without((f"step {self.mixture.on}", f"odds {self.mixture.label}"))
+        return replace(self, mixture=None, prior_correlation=rest)
 
     def fix(self, *names: str) -> "Model":
         """A model in which these typical values are known; their omegas are still estimated."""
@@ -320,6 +341,17 @@ def _with_residual(assay: Assay, k: int, value: float) -> Assay:
         assert moved is not None
         return replace(assay, sigma=value, prior=moved)
     return replace(assay, second=value, prior_second=moved)
+
+
+def _refuse_shared(p: Parameter, key: str) -> None:
+    """Refuse to change an omega that is another parameter's."""
+    if p.omega_of:
+        raise ModelError(f"{key}: {p.name} shares the omega of {p.omega_of}; change omega.{p.omega_of}.")
+
+
+def _effects(covariates: Iterable[Covariate]) -> list[str]:
+    """Names of their effects, as far as they are known."""
+    return [e.name for c in covariates if c.resolved for e in c.effects]
 
 
 def _positive(prior: Prior, key: str) -> Prior:

@@ -53,9 +53,10 @@ class Tuning(eqx.Module):
 def mirrored(model: Model) -> tuple[bool, ...]:
     """Which omegas have a prior that is positive at zero and even about it."""
     layout = make_layout(model)
-    correlated = {f"omega {layout.parameters[layout.random[k]].name}" for k in layout.correlated}
     # A correlated effect's sign matters: its mirror image is another population.
-    return tuple(c.prior.family == "halfnormal" and c.name not in correlated for c in layout.components[layout.omegas])
+    correlated = {layout.omega_of[k] for k in layout.correlated}
+    omegas = enumerate(layout.components[layout.omegas])
+    return tuple(c.prior.family == "halfnormal" and k not in correlated for k, c in omegas)
 
 
 def to_place(layout: Layout, mirrored: tuple[bool, ...], phi):

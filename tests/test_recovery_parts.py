@@ -1,0 +1,99 @@
+"""What the engine estimates beside typical values is found again in simulated trials."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from carkinetics.cohort import Cohort
+from carkinetics.covariates import Covariate
+from carkinetics.demo import MODEL, SCHEDULE, read_trial
+from carkinetics.fit_result import population_draws
+from carkinetics.fitting import fit
+from carkinetics.model_files import load_model
+from carkinetics.simulation import simulate
+from everything import RANDOM_RATIO, assay, read
+
+pytestmark = pytest.mark.slow
+PUBLISHED = load_model(MODEL)
+
+
+def intervals(result, share=0.99):
+    """Equal-tailed intervals of all population parameters; effects and log odds as they are sampled."""
+    names, draws = population_draws(result)
+    low, high = np.quantile(draws, ((1 - share) / 2, (1 + share) / 2), axis=(0, 1))
+    return dict(zip(names, zip(low, high, strict=True), strict=True))
+
+
+def holds(found, name, truth):
+    low, high = found[name]
+    return low <= truth <= high
+
+
+def test_effects_and_a_correlation_are_found():
+    """If it fails, covariates or correlated effects are estimated as something else, or a null effect is not null."""
+    rng, n = np.random.default_rng(4), 70
+    people = pd.DataFrame({
+        "BURDEN": np.exp(rng.normal(3, 1, n)),
+        "PRODUCT": rng.choice(["a", "b"], n),
+        "AGE": rng.uniform(20, 80, n),
+    })  # fmt: skip
+    truth = PUBLISHED.with_covariates(
+        Covariate("BURDEN", on="cmax", center=20.0, value=0.5),
+        Covariate("PRODUCT", on="tmax", form="categorical", reference="a", levels=("b",), values=(0.5,)),
+    ).with_correlation("tmax", "cmax", values=(0.6,))
+    table = simulate(truth, Cohort(n, SCHEDULE, covariates=people), seed=5).table
+    model = PUBLISHED.with_covariates(
+        Covariate("BURDEN", on="cmax"),
+        Covariate("PRODUCT", on="tmax", form="categorical", reference="a"),
+        Covariate("AGE", on="cmax", form="exponential"),
+    ).with_correlation("tmax", "cmax")
+    result = fit(model, read(table), seed=1, progress=False)
+    assert result.check().numbers["rhat"] <= 1.01
+    found = intervals(result)
+    print(found, result.tree.attrs["seconds"])
+    assert holds(found, "e_burden_cmax", 0.5) and found["e_burden_cmax"][0] > 0
+    assert holds(found, "e_product_b_tmax", 0.5) and found["e_product_b_tmax"][0] > 0
+    assert holds(found, "e_age_cmax", 0.0) and max(np.abs(found["e_age_cmax"])) * 17 < 0.7  # of one SD of age
+    low, high = np.tanh(found["corr tmax cmax"])
+    assert 0 < low <= 0.6 <= high
+    for p in PUBLISHED.parameters:
+        if p.name not in ("cmax", "tmax"):  # their centres are these patients'
+            assert holds(found, p.name, p.theta), p.name
+
+
+def test_a_ratio_its_spread_and_the_weight_of_tails_are_found():
+    """If it fails, marrow is on another level than it was, or outliers are not told from noise."""
+    truth = PUBLISHED.with_assay(assay("bm", "student_t", 0.5, 3.0, ratio=RANDOM_RATIO))
+    trial = simulate(truth, Cohort(50, SCHEDULE, dose=2e8), seed=6)
+    model = PUBLISHED.with_assay(
+        assay("bm", "student_t", 0.7, 6.0, ratio="value = 1.0\nomega_sd = 0.7\nprior_sd = 1.0")
+    )
+    result = fit(model, read(trial.table), seed=1, progress=False)
+    assert result.check().numbers["rhat"] <= 1.01
+    found = intervals(result)
+    print(found, result.tree.attrs["seconds"])
+    assert holds(found, "ratio_bm", np.log(0.7)) and np.ptp(found["ratio_bm"]) < 0.6
+    assert holds(found, "omega ratio_bm", 0.4) and found["omega ratio_bm"][1] < 0.7
+    assert holds(found, "nu bm", 3.0) and found["nu bm"][1] < 8
+    assert holds(found, "sigma bm", 0.5) and holds(found, "sigma qpcr", PUBLISHED.assays[0].sigma)
+
+
+def test_two_classes_of_patients_are_found():
+    """If it fails, the share of non-expanders, or who they are, is not what was simulated."""
+    truth = PUBLISHED.with_mixture("cmax", 300.0, 0.2, "non-expander")
+    trial = simulate(truth, Cohort(80, SCHEDULE, dose=2e8), seed=7)
+    model = PUBLISHED.with_mixture("cmax", 1000.0, 0.4, "non-expander")
+    result = fit(model, read_trial(trial), seed=1, progress=False)
+    assert result.check().numbers["rhat"] <= 1.01
+    posterior = result.tree["posterior"].to_dataset()
+    share = 1 - posterior["share_second"].values
+    low, high = np.quantile(share, (0.005, 0.995))
+    print(share.mean(), low, high, result.tree.attrs["seconds"])
+    assert low <= 0.80 <= high and high - low < 0.4
+    low, high = np.quantile(np.log(posterior["tv_second"].values), (0.005, 0.995))
+    assert low <= np.log(300.0) <= high
+    chance = posterior["second"].mean(("chain", "draw")).to_series()
+    second = (trial.people.xs(1, level="REP")["CLASS"] == "non-expander").loc[chance.index]
+    brier = float(((chance - second) ** 2).mean())
+    print(brier, second.mean())
+    assert brier < 0.05  # 0.16 for who knows the share alone
