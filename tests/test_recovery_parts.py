@@ -61,6 +61,8 @@ def test_effects_and_a_correlation_are_found():
             assert holds(found, p.name, p.theta), p.name
 
 
+# A heavy tail's replicate does not fit single precision.
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_a_ratio_its_spread_and_the_weight_of_tails_are_found():
     """If it fails, marrow is on another level than it was, or outliers are not told from noise."""
     truth = PUBLISHED.with_assay(assay("bm", "student_t", 0.5, 3.0, ratio=RANDOM_RATIO))
@@ -83,7 +85,7 @@ def test_two_classes_of_patients_are_found():
     truth = PUBLISHED.with_mixture("cmax", 300.0, 0.2, "non-expander")
     trial = simulate(truth, Cohort(80, SCHEDULE, dose=2e8), seed=7)
     model = PUBLISHED.with_mixture("cmax", 1000.0, 0.4, "non-expander")
-    result = fit(model, read_trial(trial), seed=1, progress=False)
+    result = fit(model, read(trial.table), seed=1, progress=False)
     assert result.check().numbers["rhat"] <= 1.01
     posterior = result.tree["posterior"].to_dataset()
     share = 1 - posterior["share_second"].values
