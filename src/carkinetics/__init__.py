@@ -26,6 +26,7 @@ _HOME = {
     "Fit": "fit_result",
     "FitError": "errors",
     "FitWarning": "errors",
+    "LeftOut": "predictive",
     "Model": "model",
     "ModelError": "errors",
     "Parameter": "model_parts",
@@ -41,10 +42,12 @@ _HOME = {
     "fit": "fitting",
     "gof": "diagnostics",
     "late_rise": "late_samples",
+    "left_out": "predictive",
     "level": "structure",
     "list_models": "model_files",
     "load_fit": "fit_file",
     "load_model": "model_files",
+    "lopo": "predictive",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -92,6 +95,9 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
     from carkinetics.prior_trials import prior_predictive as prior_predictive
+    from carkinetics.predictive import LeftOut as LeftOut
+    from carkinetics.predictive import left_out as left_out
+    from carkinetics.predictive import lopo as lopo
     from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
