@@ -9,6 +9,7 @@ from carkinetics.model_files import load_model, models_folder
 from carkinetics.structure import AbstractStructure, Course, Inputs, inputs
 from carkinetics.structures import STRUCTURES
 from carkinetics.structures.infusion_phase import InfusionPhase
+from carkinetics.structures.occasions import Occasions, factors
 from carkinetics.transforms import TRANSFORMS
 
 LOG = "log"
@@ -40,6 +41,13 @@ class Population:
         """The population's dose, no treatment, and constant regressors, for ``n`` patients."""
         course = {k: Course(jnp.zeros((1, n)), jnp.full((1, n), v), "locf") for k, v in self.course.items()}
         return inputs(jnp.full(n, self.dose if dose is None else dose), course=course)
+
+    def twice(self, n: int = 1) -> Inputs:
+        """With a second infusion, of the same dose, where the structure is of occasions."""
+        x = self.inputs(n)
+        if not isinstance(self.structure, Occasions):
+            return x
+        return replace(x, later_day=jnp.full((1, n), SECOND_INFUSION), later_dose=x.dose[None])
 
 
 # Structures for which no published model has all its numbers: plausible ones, log-normal, {name: (value, omega)}.
@@ -423,8 +431,45 @@ def _with_phase(population: Population) -> Population:
     )
 
 
+# Structures with occasions: of closed forms with and without a phase, and of an ODE with a dose.
+OCCASION_OMEGA = 0.4
+WITH_OCCASIONS = {
+    "stein_2019_tisagenlecleucel": ("cmax", "tmax"),
+    "stein_2019_tisagenlecleucel with infusion phase": ("cmax", "c0"),
+    "kimmel_2021_axicabtagene": ("rho", "volume"),
+}
+SECOND_INFUSION = 40.0  # day
+
+
+def _with_occasions(population: Population) -> Population:
+    varying = WITH_OCCASIONS[population.label]
+    added = tuple(f for v in varying for f in factors(v, 2))
+    return replace(
+        population,
+        label=f"{population.label} with occasions",
+        structure=Occasions(population.structure, varying),
+        names=(*population.names, *added),
+        theta=np.append(population.theta, np.zeros(len(added))),
+        omega=np.append(population.omega, np.full(len(added), OCCASION_OMEGA)),
+        transforms=(*population.transforms, *(LOG,) * len(added)),
+    )
+
+
+def _occasion_corners(structure: AbstractStructure, varying: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    """The base's, and infusions that differ by orders of magnitude."""
+    first, second = factors(varying[0], 2)
+    own = {"the first alone": {second: 1e-30}, "the second alone": {first: 1e-30}, "the second is 1e4": {second: 1e4}}
+    return CORNERS[structure.name] | (own if structure.closed_form else {"the second is 3": {second: 3.0}})
+
+
 MODELS = [load_model(path) for path in sorted(models_folder().glob("*.toml"))]
 POPULATIONS = [_of_model(m) for m in MODELS if not m.unknown(variability=False, residual=False)]
 POPULATIONS += [_of_example(name) for name in EXAMPLES]
 POPULATIONS += [_with_phase(p) for p in POPULATIONS if p.label in WITH_PHASE]
 CORNERS |= {f"{name} with infusion phase": corners | PHASE_CORNERS for name, corners in CORNERS.items()}
+CORNERS |= {
+    f"{p.structure.name} with occasions": _occasion_corners(p.structure, WITH_OCCASIONS[p.label])
+    for p in POPULATIONS
+    if p.label in WITH_OCCASIONS
+}
+POPULATIONS += [_with_occasions(p) for p in POPULATIONS if p.label in WITH_OCCASIONS]

@@ -19,11 +19,11 @@ LAYERS = (
     "structures structures.*",
     "numerics observation student counts replicates residuals model_parts dependence covariates model toml_fields "
     "model_tables model_files model_writing model_text tables findings values checks dataset inputs visits courses "
-    "columns review infusion censoring",
+    "columns review infusion occasions censoring",
     "layout priors observations population density",
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
-    "diagnostics forest late_samples prior_trials",
+    "diagnostics forest late_samples prior_trials predictive",
     "plots outputs",
     "demo config cli __main__",
 )

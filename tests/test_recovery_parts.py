@@ -6,7 +6,7 @@ import pytest
 
 from carkinetics.cohort import Cohort
 from carkinetics.covariates import Covariate
-from carkinetics.demo import MODEL, SCHEDULE, read_trial
+from carkinetics.demo import MODEL, SCHEDULE
 from carkinetics.fit_result import population_draws
 from carkinetics.fitting import fit
 from carkinetics.model_files import load_model

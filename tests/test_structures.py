@@ -16,7 +16,8 @@ from carkinetics.density import as_arguments
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
 from carkinetics.structures.infusion_phase import InfusionPhase
-from populations import CORNERS, HORIZON, POPULATIONS, WITH_PHASE
+from carkinetics.structures.occasions import Occasions
+from populations import CORNERS, HORIZON, POPULATIONS, WITH_OCCASIONS, WITH_PHASE
 
 TIMES = np.array([0, 1, 3, 5, 7, 9, 11, 14, 17, 21, 28, 42, 56, 84, 112, 140, 168, 365.0])
 DRAWS = 1000
@@ -67,7 +68,7 @@ def solved(population) -> Solved:
     with jax.enable_x64(True):
         special = [population.values(), *(population.values(**changed) for changed in corners.values())]
         values = jnp.asarray(np.concatenate([*special, population.values(DRAWS)], axis=1))
-        x = population.inputs(len(places))
+        x = population.twice(len(places))
         times = times_of(population)
         grid = solvers.make_grid(population.structure, np.repeat(times[:, None], len(places), 1), x)
 
@@ -83,9 +84,12 @@ def solved(population) -> Solved:
 
 def test_every_structure_has_a_population_and_corners():
     """If it fails, a structure is in the library and none of the tests below sees it."""
-    alone = {p.structure.name for p in POPULATIONS if not isinstance(p.structure, InfusionPhase)}
-    assert alone == set(STRUCTURES) == {name for name in CORNERS if "with infusion phase" not in name}
-    assert {p.label.removesuffix(" with infusion phase") for p in POPULATIONS[-len(WITH_PHASE) :]} == set(WITH_PHASE)
+    alone = {p.structure.name for p in POPULATIONS if not isinstance(p.structure, InfusionPhase | Occasions)}
+    assert alone == set(STRUCTURES) == {name for name in CORNERS if " with " not in name}
+    phases = [p for p in POPULATIONS if isinstance(p.structure, InfusionPhase)]
+    assert {p.label.removesuffix(" with infusion phase") for p in phases} == set(WITH_PHASE)
+    occasions = [p for p in POPULATIONS if isinstance(p.structure, Occasions)]
+    assert {p.label.removesuffix(" with occasions") for p in occasions} == set(WITH_OCCASIONS)
     assert all(CORNERS.values())
 
 
@@ -224,7 +228,7 @@ def test_treatments_act_on_growth_from_their_day_on(population):
         np.testing.assert_allclose(both, plain, atol=2e-5)
 
 
-@those(lambda structure: structure.repeatable)
+@those(lambda structure: structure.repeatable and structure.uses_dose)  # else each infusion is a whole one
 def test_a_dose_split_within_seconds_is_one_dose(population):
     """If it fails, later infusions are lost, counted twice, or put into another state than the first."""
     times = np.array([0.0, 1.0, 5.0, 10.0, 30.0])

@@ -94,10 +94,10 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
-    from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.predictive import LeftOut as LeftOut
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
+    from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate

@@ -126,12 +126,15 @@ def inputs_for(model: Model, cohort: Cohort, people: pd.DataFrame) -> Inputs:
     Raises
     ------
     ModelError
-        The cohort has several infusions and the structure takes one; a course that the model does not read.
+        The cohort has more infusions than the structure takes; a course that the model does not read.
     """
     n, dose = len(people), cells(people)
     days, shares = np.asarray(cohort.infusions, float).reshape(-1, 2).T
     if len(days) > 1 and not model.structure.repeatable:
         raise ModelError(f"{model.structure.name} takes one infusion; the cohort has {len(days)}.")
+    most = model.structure.max_infusions
+    if most is not None and len(days) > most:
+        raise ModelError(f"{model.structure.name} takes {most} infusions; the cohort has {len(days)}.")
     unread = sorted(set(cohort.courses) - {r.column for r in model.regressors})
     if unread:
         raise ModelError(f"cohort: {model.name} reads no course {listed(unread)}.")

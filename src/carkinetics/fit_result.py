@@ -99,7 +99,8 @@ class Fit:
         Returns
         -------
         DataFrame
-            One row per parameter, then per effect of a covariate, second class, correlation and residual parameter:
+            One row per parameter, then per SD between occasions (``iov cmax``, of the log; its factors, ``cmax_occ1``
+            and so on, are in ``tree`` alone), effect of a covariate, second class, correlation and residual parameter:
             ``TV`` (posterior mean of the typical value, natural scale, or of what the row names), ``RSE %``, ``2.5 %``
             and ``97.5 %``, ``contraction %`` (how much of its prior variance it has lost, on the sampler's scale: 0 is
             the prior), ``IIV CV %`` (log-normal; else the SD), its interval, ``shrinkage %``, and the worse of R-hat

@@ -12,6 +12,7 @@ from carkinetics.model import Model
 from carkinetics.model_parts import OMEGA_PRIOR_SD, UNKNOWN, Parameter, Prior, nearest_or_raise
 from carkinetics.model_writing import to_toml
 from carkinetics.structures.infusion_phase import ADDED, FALLEN, KD, InfusionPhase
+from carkinetics.structures.occasions import Occasions
 
 # Defaults of the two parameters. Evidence: blood of 29 patients of ctl019. Levels before day 1, taken back to the
 # infusion at 4 per day, had a median of 700 to 1,000 copies/ug, 3 to 4 % of the published typical peak; a fit of
@@ -101,7 +102,8 @@ def early_fall(data: Dataset, *, assays: Sequence[str] | None = None) -> EarlyFa
 def with_evidence(model: Model, data: Dataset, infusion_phase: bool | None = None) -> tuple[Model, list[str]]:
     """The model with an infusion phase if it is asked for or the data show one, and what to say about that."""
     first = [a.name for a in model.assays if a.output == model.structure.outputs[0] and a.name in data.assays]
-    has_one = isinstance(model.structure, InfusionPhase)
+    structure = model.structure
+    has_one = isinstance(structure.base if isinstance(structure, Occasions) else structure, InfusionPhase)
     if infusion_phase is False or has_one or (infusion_phase is None and not first):
         return model, []
     if infusion_phase:
@@ -140,7 +142,9 @@ def add_infusion_phase(model: Model, *, c0: float | None = None, kd: float | Non
             "are still among them. An infusion phase is for levels in blood."
         )
     dose = model.typical_dose if model.structure.uses_dose and model.typical_dose is not UNKNOWN else None
-    structure = InfusionPhase(model.structure, dose)
+    occasions = model.structure if isinstance(model.structure, Occasions) else None
+    base = model.structure if occasions is None else occasions.base
+    structure = InfusionPhase(base, dose)
     known = {p.name: p for p in model.parameters}
     taken = sorted(set(ADDED) & set(known))
     if taken:  # a treatment's factor, since the structure's own are refused by InfusionPhase
@@ -158,13 +162,15 @@ def add_infusion_phase(model: Model, *, c0: float | None = None, kd: float | Non
         if not (math.isfinite(value) and value > 0):
             raise ModelError(f"{model.name}: {name} = {value:g} of the infusion phase must be finite and above 0.")
     unit = known["cmax"].unit if "cmax" in known else next((a.unit for a in measured if not a.conversion), "")
-    own = len(model.structure.parameters._fields)
+    own = len(base.parameters._fields)
     added = (
         _parameter("c0", c0, unit, (C0_OMEGA, C0_PRIOR_SD), "level right after the infusion"),
         _parameter("kd", kd, "1/day", (KD_OMEGA, KD_PRIOR_SD), "rate at which infused cells leave the blood"),
     )
     added = tuple(replace(p, source=source) for p, source in zip(added, sources, strict=True))
-    wrapped = replace(model, structure=structure, parameters=(*model.parameters[:own], *added, *model.parameters[own:]))
+    parameters = (*model.parameters[:own], *added, *model.parameters[own:])
+    structure = structure if occasions is None else replace(occasions, base=structure)  # each has its own phase
+    wrapped = replace(model, structure=structure, parameters=parameters)
     return replace(wrapped, toml=to_toml(wrapped))  # a saved fit reads its model from there
 
 

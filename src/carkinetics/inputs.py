@@ -1,6 +1,7 @@
 """What was done to every patient and measured beside: from the table to :class:`~carkinetics.structure.Inputs`."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from carkinetics.covariates import category, resolve
 from carkinetics.dataset import Dataset
@@ -16,7 +17,7 @@ from carkinetics.errors import DataError, DataWarning
 from carkinetics.findings import listed
 from carkinetics.model import Model
 from carkinetics.model_parts import Assay, Regressor
-from carkinetics.structure import Course, Inputs
+from carkinetics.structure import AbstractStructure, Course, Inputs
 
 AMOUNTS = ("cells", "cells/kg")
 _SHOWN = 10
@@ -29,7 +30,7 @@ def inputs_of(model: Model, data: Dataset) -> Inputs:
     ------
     DataError
         A column that the model reads is absent, or empty for a patient who needs it; no dose where the structure
-        needs one.
+        needs one; more infusions than the structure takes.
 
     Warns
     -----
@@ -68,22 +69,53 @@ def _infusions(model: Model, data: Dataset) -> tuple[np.ndarray, np.ndarray, np.
         who = listed(sorted(set(later["ID"]))[:_SHOWN])
         warnings.warn(
             f"{data.source}: {later['ID'].nunique()} patients have further infusions ({who}); {structure.name} takes "
-            "one: their cells count as infused on day 0, and a second expansion is not in the model.",
+            "one: their cells count as infused on day 0, and a second expansion is not in the model."
+            + _remedy(structure),
             DataWarning,
             stacklevel=4,
         )
         later = later[:0]
+    _refuse_infusions(structure, data, later)
     totals = rows[~rows.index.isin(later.index)].groupby("ID")["AMT"].sum()
     recorded = set(rows["ID"])
     first = np.array([float(totals.get(i, 0.0)) if i in recorded else np.nan for i in data.subjects])
     if structure.uses_dose:
         absent = [i for i, dose in zip(data.subjects, first, strict=True) if np.isnan(dose)]
         _refuse(absent, data, f"no dose record, and {structure.name} needs one", "Add a row with EVID=1 and AMT.")
+    later = later.groupby(["ID", "TIME"], as_index=False)["AMT"].sum(min_count=1)  # at one time they are one infusion
     each = [later[later["ID"] == i] for i in data.subjects]
     depth = max((len(e) for e in each), default=0)
     days = [np.pad(e["TIME"].to_numpy(float), (0, depth - len(e)), constant_values=np.inf) for e in each]
     cells = [np.pad(e["AMT"].to_numpy(float), (0, depth - len(e))) for e in each]
     return first, np.stack(days, axis=1), np.stack(cells, axis=1)
+
+
+def _remedy(structure: AbstractStructure) -> str:
+    return " model.with_occasions(...) gives every infusion its own." if structure.closed_form else ""
+
+
+def _refuse_infusions(structure: AbstractStructure, data: Dataset, later: pd.DataFrame) -> None:
+    """Refuse patients with more infusions than the structure takes."""
+    most = structure.max_infusions
+    if most is not None:
+        counts = Counter(i for i, _ in set(zip(later["ID"], later["TIME"], strict=True)))
+        found = [i for i, n in counts.items() if 1 + n > most]
+        remedy = f"Use n={1 + max(counts.values(), default=0)}; parts of a split dose can be recorded as one infusion."
+        _refuse(found, data, f"{structure.name} takes {most} infusions of a patient, and there are more", remedy)
+
+
+def infusions_of(data: Dataset) -> Int[np.ndarray, " subject"]:
+    """Number of infusions of every patient; at least the one of day 0."""
+    rows = data.doses()
+    counts = rows[rows["TIME"] > 0].groupby("ID")["TIME"].nunique()
+    return np.array([1 + int(counts.get(i, 0)) for i in data.subjects])
+
+
+def second_infusion(data: Dataset) -> Float[np.ndarray, " subject"]:
+    """Day of every patient's second infusion; inf without one."""
+    rows = data.doses()
+    days = rows[rows["TIME"] > 0].groupby("ID")["TIME"].min()
+    return np.array([float(days.get(i, np.inf)) for i in data.subjects])
 
 
 def _cells(rows: pd.DataFrame, data: Dataset) -> np.ndarray:

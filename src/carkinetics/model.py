@@ -14,6 +14,7 @@ from carkinetics.covariates import Covariate
 from carkinetics.dependence import LKJ_ETA, Correlation, Horseshoe, Mixture, PriorCorrelation
 from carkinetics.errors import ModelError
 from carkinetics.model_parts import (
+    OCCASION_OMEGA,
     OMEGA_PRIOR_SD,
     UNKNOWN,
     Assay,
@@ -27,6 +28,7 @@ from carkinetics.model_parts import (
 )
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
+from carkinetics.structures.occasions import Occasions, factors
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,32 @@ class Model:
 
         return add_infusion_phase(self, c0=c0, kd=kd)
 
+    def with_occasions(self, *parameters: str, n: int = 2, omega: float = OCCASION_OMEGA) -> "Model":
+        """A model with inter-occasion variability: every infusion of a patient has its own values of these parameters.
+
+        Each is multiplied by a factor ``<parameter>_occ1``, ``_occ2``, ... of the infusion: new parameters with a
+        typical value of 1, fixed, and one SD between the occasions of a parameter, ``omega.<parameter>_occ1``.
+        Structures in closed form, which take one infusion by themselves, take further ones so; equations:
+        :class:`~carkinetics.structures.occasions.Occasions`.
+
+        Parameters
+        ----------
+        parameters : str
+            Log-normal ones of the structure, such as ``"cmax", "tmax"``.
+        n : int
+            The largest number of infusions of a patient. More of them cost a random effect each, in every patient.
+        omega : float
+            SD between occasions (of the log): the median of its prior, ``LogNormal(ln omega, 0.7)``.
+
+        Raises
+        ------
+        ModelError
+            A parameter that is unknown or not log-normal, or a structure that takes no further infusion.
+        """
+        from carkinetics.occasions import add_occasions  # it needs the models that are defined here
+
+        return add_occasions(self, parameters, n=n, omega=omega)
+
     def without_covariates(self) -> "Model":
         """A model of the patient whose covariates are at their centres."""
         rest = self._correlations_without(_effects(self.covariates))
@@ -267,7 +295,7 @@ class Model:
         Parameters
         ----------
         parameters : str
-            All that vary between patients, if none is named.
+            All that vary between patients (not between occasions), if none is named.
         eta, values
             See :class:`carkinetics.model_parts.Correlation`.
         """
@@ -276,9 +304,11 @@ class Model:
             if self._known(name) not in varying:
                 raise ModelError(f"correlation: {name} has no between-patient variability in this model.")
         known = () if self.prior_correlation is None else self.prior_correlation.names
+        between = self._factors()
+        chosen = parameters or tuple(name for name in varying if name not in between)
         return replace(
             self,
-            correlation=Correlation(parameters or tuple(varying), eta, tuple(values)),
+            correlation=Correlation(chosen, eta, tuple(values)),
             prior_correlation=self._correlations_without(n for n in known if n.startswith("corr ")),
         )
 
@@ -326,6 +356,11 @@ class Model:
             for p in self.parameters
         ]
         return pd.DataFrame(rows).set_index("parameter")
+
+    def _factors(self) -> set[str]:
+        """What the factors of occasions are called."""
+        s = self.structure
+        return {f for v in s.varying for f in factors(v, s.n)} if isinstance(s, Occasions) else set()
 
     def _known(self, name: str) -> str:
         return nearest_or_raise(name, [p.name for p in self.parameters], "parameter", self.name)

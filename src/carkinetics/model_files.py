@@ -30,9 +30,11 @@ from carkinetics.model_tables import (
     read_correlation,
     read_covariate,
     read_mixture,
+    read_occasions,
     read_prior_correlation,
     read_regressor,
     read_shrinkage,
+    refuse_occasions,
 )
 from carkinetics.residuals import ADDITIVE_OF_LLOQ, RESIDUALS, ResidualParameter
 from carkinetics.structure import AbstractStructure
@@ -56,9 +58,9 @@ from carkinetics.transforms import TRANSFORMS
 SCHEMA = 1
 _MAX_BYTES = 1_000_000
 _TOP = (
-    "schema", "name", "label", "structure", "infusion_phase", "reference", "doi", "notes", "typical_dose", "parameters",
-    "assays", "treatments", "regressors", "covariates", "shrinkage", "mixture", "correlation", "prior_correlation",
-    "checks",
+    "schema", "name", "label", "structure", "infusion_phase", "occasions", "reference", "doi", "notes", "typical_dose",
+    "parameters", "assays", "treatments", "regressors", "covariates", "shrinkage", "mixture", "correlation",
+    "prior_correlation", "checks",
 )  # fmt: skip
 _IIV = ("omega_sd", "omega_var", "cv_pct")
 _PARAMETER = (
@@ -141,6 +143,8 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     typical_dose = get_positive(raw, "typical_dose", where) if "typical_dose" in raw else UNKNOWN
     if raw.get("infusion_phase", False) is not False:
         structure = _with_infusion_phase(structure, raw, typical_dose, where)
+    if "occasions" in raw:
+        structure = read_occasions(raw, structure, where)
     wanted, given = structure.parameters._fields, get_table(raw, "parameters", where)
     assays = get_table(raw, "assays", where)
     if not assays:
@@ -164,6 +168,7 @@ def parse_model(text: str, *, where: str = "model", structures: Sequence[Abstrac
     factors = {t.factor.name: t.factor for t in treatments if t.active}
     every = own | factors | {a.ratio.name: a.ratio for a in measured if a.ratio is not None}
     _refuse_omegas(every, where)
+    refuse_occasions(every.values(), structure, where)
 
     def part(key: str, read: Callable[..., Any], *known) -> Any:
         return read(raw[key], *known, f"{where} [{key}]") if key in raw else None

@@ -14,6 +14,11 @@ from carkinetics.transforms import TRANSFORMS
 TYPICAL_PRIOR_SD = 1.0  # of a typical value on its transformed scale: a factor of e either way
 OMEGA_PRIOR_SD = 0.7  # of ln omega: a factor of 4 either way holds real data's Cmax (omega near 2.8)
 SIGMA_PRIOR_SD = 0.5  # of ln sigma
+# The SD between occasions (infusions of one patient), of a log. Its prior, LogNormal(ln 0.4, 0.7), has 95 % from 0.1 to
+# 1.6: it keeps away from zero, where few second infusions leave a funnel, and its median lies below the 0.5 to 1 that
+# published models have between patients, since infusions of one patient share product and disease.
+OCCASION_OMEGA = 0.4
+OCCASION_PRIOR_SD = 0.7
 
 RATIO_PRIOR_SD = 1.0  # of the log ratio between two tissues
 

@@ -1,6 +1,6 @@
 """Tables of a model file beside its parameters and assays: covariates, classes, correlations, regressors, checks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from carkinetics.covariates import FORMS, Covariate
@@ -16,11 +16,13 @@ from carkinetics.dependence import (
 from carkinetics.errors import ModelError
 from carkinetics.model_parts import Check, Parameter, Regressor, nearest_or_raise
 from carkinetics.structure import INTERPOLATIONS, AbstractStructure
+from carkinetics.structures.occasions import Occasions, factors
 from carkinetics.toml_fields import (
     get_flag,
     get_number,
     get_numbers,
     get_positive,
+    get_table,
     get_text,
     get_texts,
     get_value,
@@ -34,6 +36,7 @@ _COVARIATE = (
     "missing", "unit", "source", "confidence",
 )  # fmt: skip
 _MIXTURE = ("on", "value", "probability", "label", "prior_step", "prior_odds", "unit", "source", "confidence")
+_OCCASIONS = ("varying", "n")
 _CHECK = ("quantity", "time", "expected", "unit", "rel_tol", "source", "output", "where")
 
 
@@ -47,6 +50,33 @@ def read_regressor(name: str, raw: Mapping, where: str) -> Regressor:
         interpolation=nearest_or_raise(get_text(raw, "interpolation", where), INTERPOLATIONS, "interpolation", where),
         typical=get_number(raw, "typical", where),
     )
+
+
+def read_occasions(raw: Mapping, structure: AbstractStructure, where: str) -> Occasions:
+    """The structure with the file's ``occasions = { varying = ["cmax"], n = 2 }``."""
+    here, table = f"{where} occasions", get_table(raw, "occasions", where)
+    only_keys(table, _OCCASIONS, here)
+    varying, n = get_texts(table, "varying", here), table.get("n", 2)
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise ModelError(f"{here}: n = {n!r} must be a whole number.")
+    for name in varying:
+        nearest_or_raise(name, structure.parameters._fields, "parameter", here)
+    try:
+        return Occasions(structure, varying, n)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
+
+
+def refuse_occasions(parameters: Iterable[Parameter], structure: AbstractStructure, where: str) -> None:
+    """Raise :class:`ModelError` if what varies between occasions, or its factors, are not on the log scale."""
+    if isinstance(structure, Occasions):
+        own = {f for v in structure.varying for f in (v, *factors(v, structure.n))}
+        wrong = [p.name for p in parameters if p.name in own and p.transform != "log"]
+        if wrong:
+            raise ModelError(
+                f"{where}: {', '.join(wrong)} cannot vary between occasions: a factor is for parameters with transform "
+                "= 'log'; it would take others out of their bounds."
+            )
 
 
 def read_covariate(raw: Mapping, parameters: Sequence[str], where: str) -> Covariate:

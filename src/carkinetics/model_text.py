@@ -13,6 +13,7 @@ from carkinetics.model_parts import UNKNOWN, Assay
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
 from carkinetics.structures.infusion_phase import InfusionPhase
+from carkinetics.structures.occasions import Occasions
 
 WIDTH = 110
 
@@ -30,8 +31,8 @@ def describe(model: Model) -> str:
 
 
 def _equations(structure: AbstractStructure) -> str:
-    """What the structure's docstring says; with an infusion phase, of both."""
-    inner = f"{_equations(structure.base)}\n\n" if isinstance(structure, InfusionPhase) else ""
+    """What the structure's docstring says; with an infusion phase or occasions, of all."""
+    inner = f"{_equations(structure.base)}\n\n" if isinstance(structure, InfusionPhase | Occasions) else ""
     return inner + inspect.cleandoc(type(structure).__doc__ or "").replace("``", "")
 
 
@@ -89,6 +90,8 @@ def _residual(a: Assay) -> str:
 
 def _beside(model: Model) -> Iterator[str]:
     """Treatments, regressors, covariates and classes, one line each."""
+    if isinstance(model.structure, Occasions):
+        yield f"Between up to {model.structure.n} infusions of a patient vary: {', '.join(model.structure.varying)}"
     for t in model.treatments:
         yield f"Treatment {t.name}: growth times {_number(t.factor.value)} from the day in column {t.column} on"
     for r in model.regressors:

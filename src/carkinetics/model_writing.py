@@ -8,17 +8,14 @@ from carkinetics.model import Model
 from carkinetics.model_parts import UNKNOWN, Assay, Check, Parameter, Prior, Treatment
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structures.infusion_phase import InfusionPhase
+from carkinetics.structures.occasions import Occasions
 
 _Table = dict[str, Any]
 
 
 def to_toml(model: Model) -> str:
     """The model file of a model; numbers are written so that they come back to the last digit."""
-    top: _Table = {"schema": 1, "name": model.name, "label": model.label, "structure": model.structure.name}
-    if isinstance(model.structure, InfusionPhase):
-        dose = model.structure.dose
-        top |= {"structure": model.structure.base.name}
-        top |= {"infusion_phase": True if dose in (None, model.typical_dose) else {"dose": dose}}
+    top: _Table = {"schema": 1, "name": model.name, "label": model.label} | _structure(model)
     top |= {"reference": model.reference, "doi": model.doi, "notes": list(model.notes)}
     if model.typical_dose is not UNKNOWN:
         top["typical_dose"] = model.typical_dose
@@ -39,6 +36,18 @@ def to_toml(model: Model) -> str:
         blocks.append(_block("[prior_correlation]", _fields(model.prior_correlation)))
     blocks += [_block("[[checks]]", _check(c)) for c in model.checks]
     return "\n".join(blocks)
+
+
+def _structure(model: Model) -> _Table:
+    """The structure's name, and what it is wrapped in."""
+    structure, wrapped = model.structure, {}
+    if isinstance(structure, Occasions):
+        wrapped["occasions"] = {"varying": structure.varying, "n": structure.n}
+        structure = structure.base
+    if isinstance(structure, InfusionPhase):
+        wrapped["infusion_phase"] = True if structure.dose in (None, model.typical_dose) else {"dose": structure.dose}
+        structure = structure.base
+    return {"structure": structure.name} | dict(reversed(wrapped.items()))
 
 
 def _parameter(p: Parameter) -> _Table:

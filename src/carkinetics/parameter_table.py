@@ -11,9 +11,11 @@ import xarray as xr
 from jaxtyping import Float
 
 from carkinetics.inference.gates import convergence
+from carkinetics.inputs import infusions_of
 from carkinetics.layout import make_layout
 from carkinetics.model_parts import Parameter, iiv_cv_pct
 from carkinetics.residuals import RESIDUALS
+from carkinetics.structures.occasions import Occasions, factors
 
 if TYPE_CHECKING:
     from carkinetics.fit_result import Fit
@@ -27,7 +29,8 @@ _NORMAL_END = 1.959963984540054  # the SDs from the mean to either end of that i
 def parameter_table(fit: "Fit") -> pd.DataFrame:
     """What :meth:`carkinetics.Fit.parameters` returns."""
     table = _Table(fit)
-    rows = [*table.typical(), *table.effects(), *table.classes(), *table.correlations(), *table.residuals()]
+    rows = [*table.typical(), *table.occasions(), *table.effects(), *table.classes(), *table.correlations()]
+    rows += table.residuals()
     return pd.DataFrame(rows).set_index("parameter")
 
 
@@ -53,7 +56,10 @@ class _Table:
 
     def typical(self) -> Iterator[dict]:
         """Typical values with their variability."""
+        folded = {name for names in self._factors().values() for name in names if self._is_one(name)}
         for p in self.model.parameters:
+            if p.name in folded:
+                continue
             typical, theta = (self.post[name].sel(parameter=p.name).values for name in ("tv", "theta"))
             row = {"parameter": p.name, "unit": p.unit}
             row |= self._location(typical, theta, partial(_natural, p)) | self._contraction(p.name)
@@ -64,6 +70,27 @@ class _Table:
                 row["shrinkage %"] = 100 * self._shrinkage(p.name)
                 draws.append(omega)
             yield row | self._made(draws)
+
+    def occasions(self) -> Iterator[dict]:
+        """The SD between infusions of a patient, one row in the place of those of the factors."""
+        for parameter, names in self._factors().items():
+            if self.model[names[0]].iiv:
+                omega = self.post["omega"].sel(parameter=names[0]).values
+                row = {"parameter": f"iov {parameter}", "unit": "ln"} | self._location(omega, np.log(omega), np.exp)
+                eta = self.post["eta"].sel(parameter=list(names)).mean(("chain", "draw")).values
+                given = np.arange(len(names)) < infusions_of(self.fit.data)[:, None]  # others have no samples
+                row["shrinkage %"] = 100 * (1 - float(np.std(eta[given], ddof=1)) / float(omega.mean()))
+                yield row | self._contraction(f"omega {names[0]}") | self._made([omega])
+
+    def _factors(self) -> dict[str, tuple[str, ...]]:
+        """Factors of the infusions, of every parameter that varies between them."""
+        structure = self.model.structure
+        return {v: factors(v, structure.n) for v in structure.varying} if isinstance(structure, Occasions) else {}
+
+    def _is_one(self, name: str) -> bool:
+        """Whether a factor's typical value is 1 and known, and its SD that of the first infusion's."""
+        p = self.model[name]
+        return p.fixed and p.value == 1 and (bool(p.omega_of) or name.endswith("_occ1"))
 
     def effects(self) -> Iterator[dict]:
         """Effects of covariates."""

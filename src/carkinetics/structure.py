@@ -6,6 +6,8 @@ per ug span eight decades and the likelihood lives on the log scale.
 """
 
 from abc import ABC, abstractmethod
+from collections import namedtuple
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -112,6 +114,13 @@ def level(ln_level: Float[Array, "*n"]) -> Float[Array, "*n"]:
     return jnp.exp(jnp.clip(ln_level, -200.0, 200.0))
 
 
+@cache  # of one type, since JAX compiles anew for another one
+def longer(kind: type, *more: str) -> Any:
+    """A named tuple with more fields: the parameters or states of a structure that wraps another one."""
+    fields: Any = kind
+    return namedtuple(kind.__name__, (*fields._fields, *more))
+
+
 class AbstractStructure[P, S](ABC):
     """The equations of one patient, with parameters ``P`` and states ``S``; subclasses are final, without state.
 
@@ -142,6 +151,8 @@ class AbstractStructure[P, S](ABC):
     falls_by : str
         What already makes the first output fall within the first days, in words; empty if nothing does, so that an
         infusion phase can be added (:class:`~carkinetics.structures.infusion_phase.InfusionPhase`).
+    max_infusions : int or None
+        How many infusions of a patient it takes, where it is ``repeatable``; None for any number.
     """
 
     # Not ClassVar: a structure that wraps another one has them of the other one.
@@ -155,6 +166,7 @@ class AbstractStructure[P, S](ABC):
     regressors: tuple[str, ...] = ()
     refine: int = 1
     falls_by: str = ""
+    max_infusions: int | None = None
 
     @property
     def closed_form(self) -> bool:

@@ -4,8 +4,10 @@ import numpy as np
 from jaxtyping import Float
 
 from carkinetics.dataset import Dataset
+from carkinetics.inputs import second_infusion
 from carkinetics.layout import make_layout
 from carkinetics.model import Model
+from carkinetics.structures.occasions import Occasions
 
 _REACH = 2.5  # prior SDs or omegas that a guess may lie from the typical value: one odd sample must not lead
 
@@ -20,8 +22,10 @@ def starting_values(
     layout = make_layout(model)
     names = [p.name for p in model.parameters]
     guesses = np.full((len(names), len(data.subjects)), np.nan)
+    # The peak of a second infusion's own curve is not the first one's.
+    until = second_infusion(data) if isinstance(model.structure, Occasions) else np.full(len(data.subjects), np.inf)
     for i in range(len(data.subjects)):
-        rows = (data.subject == i) & (data.cens == 0) & (data.time >= 0)
+        rows = (data.subject == i) & (data.cens == 0) & (data.time >= 0) & (data.time <= until[i])
         if rows.any():
             found = model.structure.guess(data.time[rows], np.log(data.dv[rows]))
             for name, value in found.items():

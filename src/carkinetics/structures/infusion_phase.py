@@ -1,15 +1,14 @@
 """Any structure with an infusion phase: a fast initial fall, added to its first output."""
 
-from collections import namedtuple
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from carkinetics.errors import ModelError
-from carkinetics.structure import AbstractStructure, Inputs, level
+from carkinetics.structure import AbstractStructure, Inputs, level, longer
+from carkinetics.structures.occasions import Occasions
 
 ADDED = ("c0", "kd")  # parameters
 FALLEN = 1.0  # day from which on samples are taken for the structure's own
@@ -44,6 +43,8 @@ class InfusionPhase(AbstractStructure[Any, Any]):
     def __post_init__(self):
         """Take over what the base is; a base that cannot have the phase is refused with a :class:`ModelError`."""
         base = self.base
+        if isinstance(base, Occasions):  # every infusion has its own phase, with parameters that may vary
+            raise ModelError(f"{base.name}: the infusion phase belongs inside: Occasions(InfusionPhase(base), ...).")
         if base.falls_by:
             raise ModelError(f"{base.name} needs no infusion phase: its level falls early by {base.falls_by}.")
         taken = sorted({*ADDED, "infused"} & {*base.parameters._fields, *base.states._fields})
@@ -57,8 +58,8 @@ class InfusionPhase(AbstractStructure[Any, Any]):
         own = {name: getattr(base, name) for name in taken_over} | {
             "name": f"{base.name} with infusion phase",
             "falls_by": "the infusion phase that it has",
-            "parameters": _longer(base.parameters, *ADDED),
-            "states": _longer(base.states, "infused"),
+            "parameters": longer(base.parameters, *ADDED),
+            "states": longer(base.states, "infused"),
         }
         for name, value in own.items():
             object.__setattr__(self, name, value)
@@ -140,10 +141,3 @@ class InfusionPhase(AbstractStructure[Any, Any]):
     def _seen(self, ln, ln_infused, p):
         first = self.outputs[0]
         return ln | {first: jnp.logaddexp(ln[first], jnp.log(p.c0) + ln_infused)}
-
-
-@cache  # of one type, since JAX compiles anew for another one
-def _longer(kind: type, *more: str) -> Any:
-    """A named tuple with more fields."""
-    fields: Any = kind
-    return namedtuple(kind.__name__, (*fields._fields, *more))
