@@ -87,8 +87,8 @@ def test_chains_that_disagree_fail(small_fit):
     """R-hat above 1.05 is a failed fit, and the parameter is named."""
     tree = small_fit.tree.copy(deep=True)
     tree.attrs = dict(small_fit.tree.attrs)
-    theta = tree["posterior"]["theta"]
-    theta.values[0, :, list(theta["parameter"].values).index("alpha")] += 5
+    phi = tree["posterior"]["phi"]
+    phi.values[0, :, list(phi["component"].values).index("alpha")] += 5
     check = Fit(model=small_fit.model, data=small_fit.data, tree=tree).check()
     assert check.status == "failed"
     assert "alpha" in check.reasons[0]
@@ -102,6 +102,7 @@ def test_tree_has_the_contracts_groups_names_and_dimensions(small_fit):
     dims = {name: v.dims[2:] for name, v in tree["posterior"].to_dataset().items()}
     assert dims == {
         "tv": ("parameter",),
+        "phi": ("component",),
         "theta": ("parameter",),
         "omega": ("parameter",),
         "sigma": ("assay",),

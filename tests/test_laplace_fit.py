@@ -286,7 +286,7 @@ def test_it_is_labelled_wherever_it_is_shown(quick, tmp_path):
     titles = [plots.individuals(quick, n=2), plots.posteriors(quick)]
     titles.append(plots.observed_predicted(gof(quick), label=quick.label))
     for axes in titles:
-        assert "Laplace approximation" in axes[0].figure.get_suptitle()
+        assert "Laplace approximation" in axes[0].figure.get_supxlabel()
         matplotlib.pyplot.close(axes[0].figure)
 
 
