@@ -14,6 +14,7 @@ _HOME = {
     "Check": "fit_result",
     "Treatment": "model_parts",
     "Regressor": "model_parts",
+    "Metric": "metric",
     "Mixture": "dependence",
     "Covariate": "covariates",
     "Horseshoe": "dependence",
@@ -23,6 +24,7 @@ _HOME = {
     "DataWarning": "errors",
     "Dataset": "dataset",
     "EarlyFall": "infusion",
+    "Exposure": "metric",
     "Fit": "fit_result",
     "FitError": "errors",
     "FitWarning": "errors",
@@ -83,6 +85,8 @@ if TYPE_CHECKING:
     from carkinetics.infusion import EarlyFall as EarlyFall
     from carkinetics.infusion import early_fall as early_fall
     from carkinetics.late_samples import late_rise as late_rise
+    from carkinetics.metric import Exposure as Exposure
+    from carkinetics.metric import Metric as Metric
     from carkinetics.model import Model as Model
     from carkinetics.model_checks import run_checks as run_checks
     from carkinetics.model_checks import typical_curves as typical_curves
