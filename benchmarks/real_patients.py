@@ -97,19 +97,19 @@ def models() -> Mapping[str, Model]:
     plain = widened(load_model(PUBLISHED))
     infused = plain.with_infusion_phase()
     both = student(infused)
+    common = both.with_values({"omega.kd": 0.0})
     return {
         "plain": plain,
         "student 4": student(plain),
         "phase": infused,
         "phase, student 4": both,
-        "phase, student 3": student(infused, 3.0),
-        "phase, student nu": student(infused, estimated=True),
-        "phase, student 4, corr 3": both.with_correlation("foldx", "tmax", "cmax"),
-        "phase, student 3, corr 6": student(infused, 3.0).with_correlation(
-            "foldx", "tmax", "cmax", "alpha", "fb", "beta"
-        ),
-        "phase, student 3, corr 8": student(infused, 3.0).with_correlation(),
-        "phase, student 4, disease": both.with_covariates(
+        "phase, student 4, kd common": common,
+        "phase, student 3, kd common": student(common, 3.0),
+        "phase, student nu, kd common": student(common, estimated=True),
+        "phase, student 4, kd common, corr 3": common.with_correlation("foldx", "tmax", "cmax"),
+        "phase, student 4, kd common, corr 4": common.with_correlation("foldx", "tmax", "cmax", "alpha"),
+        "phase, student 4, kd common, corr 6": common.with_correlation("foldx", "tmax", "cmax", "alpha", "fb", "beta"),
+        "phase, student 4, kd common, disease": common.with_covariates(
             ck.Covariate(column="disease", on="cmax", form="categorical")
         ),
     }

@@ -7,8 +7,10 @@ import pytest
 from scipy import stats
 
 from carkinetics.errors import ModelError
+from carkinetics.layout import make_layout
 from carkinetics.model import Assay, Prior, iiv_cv_pct, nearest_or_raise
 from carkinetics.model_files import load_model
+from carkinetics.model_writing import to_toml
 
 MODEL = load_model("stein_2019_tisagenlecleucel")
 WIDE = Prior("normal", 2.0, 3.0)
@@ -100,6 +102,24 @@ def test_with_priors_changes_a_copy_and_nothing_else():
     for name in ("foldx", "alpha", "fb", "beta"):
         assert changed[name] == MODEL[name]
     assert [p.name for p in changed.parameters] == [p.name for p in MODEL.parameters]
+
+
+def test_an_omega_of_zero_takes_the_variability_away(tmp_path):
+    """If it fails, an eta cannot be dropped from a model, or what needs it goes on without it."""
+    model = MODEL.with_values({"omega.beta": 0.0})
+    assert model["beta"].iiv == 0
+    assert model.table().loc["beta", "prior omega"] == "none"
+    assert "omega beta" not in [c.name for c in make_layout(model).components]
+    path = tmp_path / "model.toml"
+    path.write_text(to_toml(model))
+    assert load_model(path)["beta"] == model["beta"]
+    assert model.with_values({"omega.beta": 0.7})["beta"].iiv == 0.7
+    for tied in (MODEL.with_correlation("beta", "fb"), MODEL.with_mixture("beta", 0.5, 0.2)):
+        with pytest.raises(ModelError, match="take that out of the model first"):
+            tied.with_values({"omega.beta": 0.0})
+    for wrong in (-0.1, np.inf, np.nan):
+        with pytest.raises(ModelError, match="or 0 for no variability"):
+            MODEL.with_values({"omega.beta": wrong})
 
 
 @pytest.mark.parametrize(

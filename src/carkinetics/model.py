@@ -25,6 +25,7 @@ from carkinetics.model_parts import (
     Treatment,
     iiv_cv_pct,
     nearest_or_raise,
+    with_residual,
 )
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
@@ -94,7 +95,7 @@ class Model:
                 name = self._known(name)
                 if not parameters[name].iiv:
                     raise ModelError(f"prior of {key}: {name} has no between-patient variability in this model.")
-                _refuse_shared(parameters[name], key)
+                _refuse_omega(self, parameters[name])
                 parameters[name] = replace(parameters[name], prior_omega=_positive(prior, key))
             else:
                 if prior.family != "normal":
@@ -140,7 +141,8 @@ class Model:
         Parameters
         ----------
         values : mapping
-            ``{"cmax": 24000}`` for a typical value (natural scale), ``{"omega.cmax": 0.8}``, ``{"sigma.qpcr": 0.5}``.
+            ``{"cmax": 24000}`` for a typical value (natural scale), ``{"omega.cmax": 0.8}``, ``{"sigma.qpcr": 0.5}``;
+            ``{"omega.cmax": 0}`` leaves no variability between patients.
         """
         parameters = {p.name: p for p in self.parameters}
         assays = {a.name: a for a in self.assays}
@@ -149,10 +151,10 @@ class Model:
             if kind and kind != "omega":
                 self._refuse_kind(kind, f"value of {key}")
                 name = nearest_or_raise(name, assays, "assay", f"{self.name}: {key}")
-                assays[name] = _with_residual(assays[name], self._residual(assays[name], kind), value)
+                assays[name] = with_residual(assays[name], self._residual(assays[name], kind), value)
             elif kind == "omega":
-                _refuse_shared(parameters[self._known(name)], key)
-                prior = Prior("lognormal", float(np.log(value)), OMEGA_PRIOR_SD)
+                _refuse_omega(self, self[self._known(name)], value)
+                prior = Prior("lognormal", float(np.log(value or 1.0)), OMEGA_PRIOR_SD)
                 for p in [p for p in parameters.values() if name in (p.name, p.omega_of)]:
                     parameters[p.name] = replace(p, iiv=value, prior_omega=prior)
             else:
@@ -366,22 +368,16 @@ class Model:
         return nearest_or_raise(name, [p.name for p in self.parameters], "parameter", self.name)
 
 
-def _with_residual(assay: Assay, k: int, value: float) -> Assay:
-    """An assay with another first or second residual parameter; its prior moves with it."""
-    if not value > 0:
-        raise ModelError(f"assay {assay.name}: a residual parameter of {value:g} must be above 0.")
-    prior = (assay.prior, assay.prior_second)[k]
-    moved = None if prior is None else replace(prior, loc=float(np.log(value)))
-    if k == 0:
-        assert moved is not None
-        return replace(assay, sigma=value, prior=moved)
-    return replace(assay, second=value, prior_second=moved)
-
-
-def _refuse_shared(p: Parameter, key: str) -> None:
-    """Refuse to change an omega that is another parameter's."""
+def _refuse_omega(model: Model, p: Parameter, value: float = 1.0) -> None:
+    """Refuse a new omega that is another parameter's, is none, or is 0 where something needs it."""
     if p.omega_of:
-        raise ModelError(f"{key}: {p.name} shares the omega of {p.omega_of}; change omega.{p.omega_of}.")
+        raise ModelError(f"omega.{p.name}: {p.name} shares the omega of {p.omega_of}; change omega.{p.omega_of}.")
+    if not 0 <= value < np.inf:
+        raise ModelError(f"omega.{p.name} = {value:g} must be finite and above 0, or 0 for no variability.")
+    tied = model.correlation is not None and p.name in model.correlation.parameters
+    if value == 0 and (tied or (model.mixture is not None and model.mixture.on == p.name)):
+        what = "effects are correlated with it" if tied else "classes differ in it"
+        raise ModelError(f"omega.{p.name} = 0: {what}; take that out of the model first.")
 
 
 def _effects(covariates: Iterable[Covariate]) -> list[str]:

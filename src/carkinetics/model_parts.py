@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -271,6 +271,18 @@ class Check:
 def iiv_cv_pct(omega):
     """Coefficient of variation (%) of a log-normal with log-scale SD ``omega``."""
     return 100 * np.sqrt(np.expm1(np.square(omega)))
+
+
+def with_residual(assay: Assay, k: int, value: float) -> Assay:
+    """An assay with another first or second residual parameter; its prior moves with it."""
+    if not value > 0:
+        raise ModelError(f"assay {assay.name}: a residual parameter of {value:g} must be above 0.")
+    prior = (assay.prior, assay.prior_second)[k]
+    moved = None if prior is None else replace(prior, loc=float(np.log(value)))
+    if k == 0:
+        assert moved is not None
+        return replace(assay, sigma=value, prior=moved)
+    return replace(assay, second=value, prior_second=moved)
 
 
 def nearest_or_raise(name: str, known: Iterable[str], what: str, where: str) -> str:
