@@ -8,7 +8,6 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import carkinetics as ck
 from carkinetics.dataset import Dataset, ReadOptions, read_dataset
 from carkinetics.model import Model
 from carkinetics.model_files import load_model
-from carkinetics.model_parts import OMEGA_PRIOR_SD, RATIO_PRIOR_SD, SIGMA_PRIOR_SD, Assay, Parameter, Prior
+from carkinetics.model_parts import Prior
 
 FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 TABLE = FOLDER / "ctl019" / "ctl019_qpcr.csv"
@@ -85,11 +84,8 @@ def widened(model: Model) -> Model:
 
 def student(model: Model, nu: float = 4.0, *, estimated: bool = False) -> Model:
     """With Student-t residuals of the log."""
-    blood = next(a for a in model.assays if a.name == ASSAYS[BLOOD])
-    prior = replace(blood.prior, loc=float(np.log(STUDENT_SIGMA)))
-    of_nu = Prior("lognormal", float(np.log(nu)), 0.5) if estimated else None
-    changed = replace(blood, error="student_t", sigma=STUDENT_SIGMA, prior=prior, second=nu, prior_second=of_nu)
-    return model.with_assay(changed)
+    values = {"sigma": STUDENT_SIGMA, "nu": nu}
+    return model.with_residual("student_t", values=values, estimated=("nu",) if estimated else ())
 
 
 def models() -> Mapping[str, Model]:
@@ -117,31 +113,5 @@ def models() -> Mapping[str, Model]:
 
 def joint_model() -> Model:
     """Blood, marrow and lymph node: log-ratios to blood that vary between patients, residuals of their own."""
-    model = student(widened(load_model(PUBLISHED)).with_infusion_phase())
-    for name, matrix in (("marrow", "BM"), ("node", "LN")):
-        ratio = Parameter(
-            name=f"ratio_{name}",
-            value=1.0,
-            unit="1",
-            transform="log",
-            iiv=0.4,
-            fixed=False,
-            prior=Prior("normal", 0.0, RATIO_PRIOR_SD),
-            prior_omega=Prior("lognormal", float(np.log(0.4)), OMEGA_PRIOR_SD),
-        )
-        sigma = Prior("lognormal", float(np.log(STUDENT_SIGMA)), SIGMA_PRIOR_SD)
-        model = model.with_assay(
-            Assay(
-                name=name,
-                output="level",
-                matrix=matrix,
-                unit="copies/ug",
-                error="student_t",
-                sigma=STUDENT_SIGMA,
-                prior=sigma,
-                lloq=LIMIT,
-                second=4.0,
-                ratio=ratio,
-            )
-        )
-    return model
+    model = student(widened(load_model(PUBLISHED)).with_infusion_phase().with_values({"omega.kd": 0.0}))
+    return model.with_tissue("marrow", "BM").with_tissue("node", "LN")

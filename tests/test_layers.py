@@ -17,9 +17,9 @@ FILES = sorted(SOURCE.rglob("*.py"))
 LAYERS = (
     "errors structure transforms solvers",
     "structures structures.*",
-    "numerics observation student counts replicates residuals model_parts dependence covariates model toml_fields "
-    "model_tables model_files model_writing model_text tables findings values checks dataset inputs visits courses "
-    "columns review infusion occasions censoring",
+    "numerics observation student counts replicates residuals model_parts assays dependence covariates model "
+    "toml_fields model_tables model_files model_writing model_text tables findings values checks dataset inputs visits "
+    "courses columns review infusion occasions censoring",
     "layout priors observations population density",
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",

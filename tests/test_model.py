@@ -8,8 +8,8 @@ from scipy import stats
 
 from carkinetics.errors import ModelError
 from carkinetics.layout import make_layout
-from carkinetics.model import Assay, Prior, iiv_cv_pct, nearest_or_raise
 from carkinetics.model_files import load_model
+from carkinetics.model_parts import Assay, Prior, iiv_cv_pct, nearest_or_raise
 from carkinetics.model_writing import to_toml
 
 MODEL = load_model("stein_2019_tisagenlecleucel")

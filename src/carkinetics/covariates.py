@@ -1,6 +1,7 @@
 """Covariates: what a patient's baseline says about a parameter, and how much of it is known."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import NamedTuple
 
@@ -191,3 +192,8 @@ def resolve(covariate: Covariate, x: np.ndarray) -> Covariate:
         sd = float(covariate.design(known).std())
         covariate = replace(covariate, prior_sd=float(EFFECT_PRIOR_SD / sd))
     return covariate
+
+
+def effect_names(covariates: Iterable[Covariate]) -> list[str]:
+    """Names of their effects, as far as they are known."""
+    return [e.name for c in covariates if c.resolved for e in c.effects]

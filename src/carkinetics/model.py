@@ -10,12 +10,14 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from carkinetics.covariates import Covariate
+from carkinetics.assays import in_matrix, with_family, with_number
+from carkinetics.covariates import Covariate, effect_names
 from carkinetics.dependence import LKJ_ETA, Correlation, Horseshoe, Mixture, PriorCorrelation
 from carkinetics.errors import ModelError
 from carkinetics.model_parts import (
     OCCASION_OMEGA,
     OMEGA_PRIOR_SD,
+    RATIO_OMEGA,
     UNKNOWN,
     Assay,
     Check,
@@ -23,9 +25,7 @@ from carkinetics.model_parts import (
     Prior,
     Regressor,
     Treatment,
-    iiv_cv_pct,
     nearest_or_raise,
-    with_residual,
 )
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
@@ -111,19 +111,44 @@ class Model:
     def with_assay(self, assay: Assay) -> "Model":
         """A model with one more assay, or with the assay of that name replaced."""
         nearest_or_raise(assay.output, self.structure.outputs, "output", self.structure.name)
-        others = tuple(a for a in self.assays if a.name != assay.name)
         both = [assay, *(a for a in self.assays if a.name == assay.name)]
+        assays = {a.name: a for a in self.assays} | {assay.name: assay}  # the new one in the old one's place
         ratios = {a.ratio.name for a in both if a.ratio is not None}
         residuals = [f"{p.name}.{a.name}" for a in both for p in RESIDUALS[a.error].params]
         return replace(
             self,
-            assays=(*others, assay),
+            assays=tuple(assays.values()),
             parameters=(
                 *(p for p in self.parameters if p.name not in ratios),
                 *((assay.ratio,) if assay.ratio else ()),
             ),
             prior_correlation=self._correlations_without([*residuals, *ratios, *(f"omega.{r}" for r in ratios)]),
         )
+
+    def with_residual(
+        self, error: str, *, assay: str = "", values: Mapping[str, float] | None = None, estimated: Iterable[str] = ()
+    ) -> "Model":
+        """A model in which an assay (the first, if none is named) has residuals of this family.
+
+        ``model.with_residual("student_t", values={"nu": 3})``; the families and their parameters are in
+        ``models/README.md``. What is not given has the library's default; ``estimated`` names parameters that would be
+        held at their value (``nu``) and are not to be.
+        """
+        return self.with_assay(with_family(self._assay(assay), error, values or {}, estimated))
+
+    def with_tissue(
+        self, name: str, matrix: str, *, of: str = "", ratio: float = 1.0, omega: float = RATIO_OMEGA
+    ) -> "Model":
+        """A model with an assay ``name`` in one more tissue: ``of`` (the first assay) times a ratio of each patient.
+
+        The new parameter ``ratio_<name>`` is log-normal between patients, with this typical value and SD of the log.
+        Tissues that exchange cells have structures of their own: ``sites_exchange``.
+        """
+        return self.with_assay(in_matrix(self._assay(of), name, matrix, ratio, omega))
+
+    def _assay(self, name: str) -> Assay:
+        found = {a.name: a for a in self.assays}
+        return found[nearest_or_raise(name or self.assays[0].name, found, "assay", self.name)]
 
     def _refuse_kind(self, kind: str, what: str) -> None:
         known = dict.fromkeys(p.name for a in self.assays for p in RESIDUALS[a.error].params)
@@ -151,7 +176,7 @@ class Model:
             if kind and kind != "omega":
                 self._refuse_kind(kind, f"value of {key}")
                 name = nearest_or_raise(name, assays, "assay", f"{self.name}: {key}")
-                assays[name] = with_residual(assays[name], self._residual(assays[name], kind), value)
+                assays[name] = with_number(assays[name], self._residual(assays[name], kind), value)
             elif kind == "omega":
                 _refuse_omega(self, self[self._known(name)], value)
                 prior = Prior("lognormal", float(np.log(value or 1.0)), OMEGA_PRIOR_SD)
@@ -234,7 +259,7 @@ class Model:
             self,
             covariates=(*kept, *covariates),
             shrinkage=shrinkage or self.shrinkage,
-            prior_correlation=self._correlations_without(_effects(gone)),
+            prior_correlation=self._correlations_without(effect_names(gone)),
         )
 
     def with_infusion_phase(self, *, c0: float | None = None, kd: float | None = None) -> "Model":
@@ -288,7 +313,7 @@ class Model:
 
     def without_covariates(self) -> "Model":
         """A model of the patient whose covariates are at their centres."""
-        rest = self._correlations_without(_effects(self.covariates))
+        rest = self._correlations_without(effect_names(self.covariates))
         return replace(self, covariates=(), shrinkage=None, prior_correlation=rest)
 
     def with_correlation(self, *parameters: str, eta: float = LKJ_ETA, values: Iterable[float] = ()) -> "Model":
@@ -342,22 +367,9 @@ class Model:
 
     def table(self) -> pd.DataFrame:
         """Value, unit, transform, IIV (CV % for log, else SD), priors and source, one row per parameter."""
-        rows = [
-            {
-                "parameter": p.name,
-                "label": p.label,
-                "value": p.value,
-                "unit": p.unit,
-                "transform": p.transform,
-                "omega": p.iiv,
-                "IIV CV %": iiv_cv_pct(p.iiv) if p.transform == "log" else np.nan,
-                "prior": "fixed" if p.fixed else str(p.prior),
-                "prior omega": str(p.prior_omega) if p.iiv else "none",
-                "source": p.source,
-            }
-            for p in self.parameters
-        ]
-        return pd.DataFrame(rows).set_index("parameter")
+        from carkinetics.model_text import parameters
+
+        return parameters(self)
 
     def _factors(self) -> set[str]:
         """What the factors of occasions are called."""
@@ -378,11 +390,6 @@ def _refuse_omega(model: Model, p: Parameter, value: float = 1.0) -> None:
     if value == 0 and (tied or (model.mixture is not None and model.mixture.on == p.name)):
         what = "effects are correlated with it" if tied else "classes differ in it"
         raise ModelError(f"omega.{p.name} = 0: {what}; take that out of the model first.")
-
-
-def _effects(covariates: Iterable[Covariate]) -> list[str]:
-    """Names of their effects, as far as they are known."""
-    return [e.name for c in covariates if c.resolved for e in c.effects]
 
 
 def _positive(prior: Prior, key: str) -> Prior:

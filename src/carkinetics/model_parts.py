@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +21,7 @@ OCCASION_OMEGA = 0.4
 OCCASION_PRIOR_SD = 0.7
 
 RATIO_PRIOR_SD = 1.0  # of the log ratio between two tissues
+RATIO_OMEGA = 0.4  # between patients
 
 # A number that nobody has published. One object, so that two models that lack the same number are equal.
 UNKNOWN = float("nan")
@@ -271,18 +272,6 @@ class Check:
 def iiv_cv_pct(omega):
     """Coefficient of variation (%) of a log-normal with log-scale SD ``omega``."""
     return 100 * np.sqrt(np.expm1(np.square(omega)))
-
-
-def with_residual(assay: Assay, k: int, value: float) -> Assay:
-    """An assay with another first or second residual parameter; its prior moves with it."""
-    if not value > 0:
-        raise ModelError(f"assay {assay.name}: a residual parameter of {value:g} must be above 0.")
-    prior = (assay.prior, assay.prior_second)[k]
-    moved = None if prior is None else replace(prior, loc=float(np.log(value)))
-    if k == 0:
-        assert moved is not None
-        return replace(assay, sigma=value, prior=moved)
-    return replace(assay, second=value, prior_second=moved)
 
 
 def nearest_or_raise(name: str, known: Iterable[str], what: str, where: str) -> str:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from carkinetics.covariates import Covariate
 from carkinetics.model import Model
-from carkinetics.model_parts import UNKNOWN, Assay
+from carkinetics.model_parts import UNKNOWN, Assay, iiv_cv_pct
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure
 from carkinetics.structures.infusion_phase import InfusionPhase
@@ -128,3 +128,23 @@ def _sources(model: Model) -> Iterator[str]:
         cited.setdefault((part.source, part.confidence), []).append(name)
     for (source, confidence), names in cited.items():
         yield f"- {', '.join(names)}: {source} (confidence: {confidence or 'not stated'})"
+
+
+def parameters(model: Model) -> pd.DataFrame:
+    """What :meth:`carkinetics.Model.table` returns."""
+    rows = [
+        {
+            "parameter": p.name,
+            "label": p.label,
+            "value": p.value,
+            "unit": p.unit,
+            "transform": p.transform,
+            "omega": p.iiv,
+            "IIV CV %": iiv_cv_pct(p.iiv) if p.transform == "log" else np.nan,
+            "prior": "fixed" if p.fixed else str(p.prior),
+            "prior omega": str(p.prior_omega) if p.iiv else "none",
+            "source": p.source,
+        }
+        for p in model.parameters
+    ]
+    return pd.DataFrame(rows).set_index("parameter")
