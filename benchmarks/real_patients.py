@@ -93,19 +93,19 @@ def models() -> Mapping[str, Model]:
     plain = widened(load_model(PUBLISHED))
     infused = plain.with_infusion_phase()
     both = student(infused)
-    common = both.with_values({"omega.kd": 0.0})
+    expansion = ("foldx", "tmax", "cmax")
     return {
         "plain": plain,
         "student 4": student(plain),
         "phase": infused,
         "phase, student 4": both,
-        "phase, student 4, kd common": common,
-        "phase, student 3, kd common": student(common, 3.0),
-        "phase, student nu, kd common": student(common, estimated=True),
-        "phase, student 4, kd common, corr 3": common.with_correlation("foldx", "tmax", "cmax"),
-        "phase, student 4, kd common, corr 4": common.with_correlation("foldx", "tmax", "cmax", "alpha"),
-        "phase, student 4, kd common, corr 6": common.with_correlation("foldx", "tmax", "cmax", "alpha", "fb", "beta"),
-        "phase, student 4, kd common, disease": common.with_covariates(
+        "phase, student 3": student(infused, 3.0),
+        "phase, student nu": student(infused, estimated=True),
+        "phase, student 4, eta on kd": both.with_values({"omega.kd": 0.3}),
+        "phase, student 4, corr 3": both.with_correlation(*expansion),
+        "phase, student 3, corr 3": student(infused, 3.0).with_correlation(*expansion),
+        "phase, student 4, corr 6": both.with_correlation(*expansion, "alpha", "fb", "beta"),
+        "phase, student 4, corr 3, disease": both.with_correlation(*expansion).with_covariates(
             ck.Covariate(column="disease", on="cmax", form="categorical")
         ),
     }
@@ -113,5 +113,5 @@ def models() -> Mapping[str, Model]:
 
 def joint_model() -> Model:
     """Blood, marrow and lymph node: log-ratios to blood that vary between patients, residuals of their own."""
-    model = student(widened(load_model(PUBLISHED)).with_infusion_phase().with_values({"omega.kd": 0.0}))
+    model = student(widened(load_model(PUBLISHED)).with_infusion_phase())
     return model.with_tissue("marrow", "BM").with_tissue("node", "LN")

@@ -78,7 +78,7 @@ def test_defaults_are_three_percent_of_the_peak_and_four_a_day():
         assert model["c0"].prior.scale == 1.5
         assert model["c0"].unit == STEIN["cmax"].unit
         assert (model["kd"].value, model["kd"].unit, model["kd"].prior.scale) == (4.0, "1/day", 0.5)
-        assert (model["c0"].iiv, model["kd"].iiv) == (1.0, 0.3)
+        assert (model["c0"].iiv, model["kd"].iiv) == (2.0, 0.0)
         assert not model.unknown()
     given = STEIN.with_infusion_phase(c0=70.0, kd=2.0)
     assert (given["c0"].value, given["kd"].value) == (70.0, 2.0)

@@ -90,7 +90,7 @@ def test_the_plain_model_converges_or_says_what_prevents_it():
 
 
 def test_what_the_data_ask_for_converges():
-    """Infusion phase, found by the fit itself, and heavy tails: all chains agree, and outliers no longer widen sigma."""
+    """Infusion phase, found by the fit itself, and heavy tails: chains agree, and outliers no longer widen sigma."""
     data = blood(predose="exclude", duplicates="first")
     model = load_model("stein_2019_tisagenlecleucel").with_residual("student_t")
     found = fit(model, data, seed=1, progress=False)

@@ -265,9 +265,10 @@ class Model:
     def with_infusion_phase(self, *, c0: float | None = None, kd: float | None = None) -> "Model":
         """A model with an infusion phase: ``c0 exp(-kd t)`` is added to the structure's first output.
 
-        Both are new parameters with between-patient variability; their priors are wide, and ``with_priors`` changes
-        them. Equations: :class:`~carkinetics.structures.infusion_phase.InfusionPhase`. Whether a table's early
-        samples show the phase is what :func:`carkinetics.early_fall` says.
+        Both are new parameters with wide priors, which ``with_priors`` changes; ``c0`` varies between patients, ``kd``
+        does not (``with_values({"omega.kd": 0.3})`` lets it). Equations:
+        :class:`~carkinetics.structures.infusion_phase.InfusionPhase`. Whether a table's early samples show the phase
+        is what :func:`carkinetics.early_fall` says.
 
         Parameters
         ----------
