@@ -152,6 +152,7 @@ def left_out(
                 seed=seed,
                 method="nuts" if fit.method == "nuts" else "importance",
                 settings=settings or Settings(),
+                infusion_phase=False,  # the model has the phase already, or is asked for without one
                 progress=False,
             )
             again = _answers(question, _thinned(without, draws))
