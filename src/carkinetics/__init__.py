@@ -38,6 +38,8 @@ _HOME = {
     "Settings": "inference.chains",
     "Simulation": "simulation",
     "StressTest": "stress",
+    "Comparison": "comparison",
+    "compare": "comparison",
     "covariate_effects": "forest",
     "drop_censored": "censoring",
     "early_fall": "infusion",
@@ -63,6 +65,8 @@ if TYPE_CHECKING:
     from carkinetics import plots as plots
     from carkinetics.censoring import drop_censored as drop_censored
     from carkinetics.cohort import Cohort as Cohort
+    from carkinetics.comparison import Comparison as Comparison
+    from carkinetics.comparison import compare as compare
     from carkinetics.covariates import Covariate as Covariate
     from carkinetics.dataset import Dataset as Dataset
     from carkinetics.dataset import ReadOptions as ReadOptions
