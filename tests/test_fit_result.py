@@ -1,10 +1,13 @@
 """The parameter table and the verdict, against the draws and hand-made cases."""
 
+import jax
 import numpy as np
 import pytest
 
 from carkinetics.fit_result import Fit, population_draws
+from carkinetics.fit_tree import _replicates
 from carkinetics.inference.gates import convergence
+from carkinetics.layout import make_layout
 
 
 def spoiled(fit, **changes) -> Fit:
@@ -159,3 +162,16 @@ def test_the_patient_about_whom_chains_disagree_is_named(small_fit):
     name = small_fit.model.parameters[2].name
     assert check.status == "failed"
     assert f"The chains disagree most about patient {small_fit.data.subjects[3]} ({name}, R-hat " in str(check)
+
+
+def test_replicates_of_a_heavy_tail_are_numbers(small_fit):
+    """If it fails, a fit with Student-t residuals warns of an overflow, or stores infinite replicates."""
+    model = small_fit.model.with_residual("student_t", values={"sigma": 30.0, "nu": 1.01})
+    layout = make_layout(model)
+    phi = np.tile(layout.start, (1, 200, 1))
+    ipred = np.full((1, 200, small_fit.data.n_obs), 1e4, np.float32)
+    with jax.enable_x64(True):
+        found = _replicates(model, small_fit.data, layout, phi, ipred, np.random.default_rng(1))
+    assert found.dtype == np.float32
+    assert np.isfinite(found).all()
+    assert (found >= 0.99 * np.finfo(np.float32).max).any()

@@ -61,8 +61,6 @@ def test_effects_and_a_correlation_are_found():
             assert holds(found, p.name, p.theta), p.name
 
 
-# A heavy tail's replicate does not fit single precision.
-@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
 def test_a_ratio_its_spread_and_the_weight_of_tails_are_found():
     """If it fails, marrow is on another level than it was, or outliers are not told from noise."""
     truth = PUBLISHED.with_assay(assay("bm", "student_t", 0.5, 3.0, ratio=RANDOM_RATIO))

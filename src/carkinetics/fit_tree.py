@@ -102,8 +102,10 @@ def _replicates(model: Model, data: Dataset, layout: Layout, phi, ipred, rng) ->
         a = names.index(name)
         family, here = RESIDUALS[model.assays[a].error], data.assay == k
         parameters = [residual[..., j, a, None] for j in range(len(family.params))]
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore", over="ignore"):
             drawn = np.exp(family.draw(rng, np.log(ipred[..., here].astype(float)), *parameters))
+        # A draw far in a heavy tail may be beyond what single precision holds.
+        drawn = np.minimum(drawn, np.finfo(values.dtype).max)
         values[..., here] = np.round(drawn) if family.counts else drawn
     return values
 
