@@ -115,6 +115,7 @@ def joint(seed: int) -> dict:
             "sd_of_prior_sd": float(theta.std() / wide),
         }
     counts = {a: int((data.assay == k).sum()) for k, a in enumerate(data.assays)}
+    facts["said"] = [r for r in found.check().reasons if "ratio" in r]
     return facts | {"samples": counts} | typical(found)
 
 

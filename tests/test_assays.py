@@ -66,4 +66,5 @@ def test_a_tissue_has_a_ratio_of_its_own():
     changed = TWO.with_residual("student_t", assay="qpcr")
     assert [(a.name, a.error) for a in changed.assays] == [("qpcr", "student_t"), ("marrow", "lognormal")]
     assert changed.with_residual("student_t", assay="marrow").assays[1].ratio == TWO.assays[1].ratio
+    assert TWO.with_tissue("node", "LN", omega=0.0)["ratio_node"].iiv == 0
     assert TWO.with_tissue("node", "LN", of="marrow", ratio=2.0)["ratio_node"].value == 2.0

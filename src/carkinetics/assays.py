@@ -39,11 +39,12 @@ def with_family(assay: Assay, error: str, values: Mapping[str, float], estimated
 
 
 def in_matrix(assay: Assay, name: str, matrix: str, ratio: float = 1.0, omega: float = RATIO_OMEGA) -> Assay:
-    """The same measurement in another tissue, whose level is a multiple of the output that varies between patients."""
+    """The same measurement in another tissue, whose level is a multiple of the output; it varies unless omega is 0."""
     nearest_or_raise(matrix, MATRICES, "matrix", f"assay {name}")
-    for what, value in (("ratio", ratio), ("omega of the ratio", omega)):
-        if not 0 < value < math.inf:
-            raise ModelError(f"assay {name}: {what} = {value:g} must be finite and above 0.")
+    if not 0 < ratio < math.inf:
+        raise ModelError(f"assay {name}: ratio = {ratio:g} must be finite and above 0.")
+    if not 0 <= omega < math.inf:
+        raise ModelError(f"assay {name}: omega of the ratio = {omega:g} must be finite and above 0, or 0 for none.")
     factor = Parameter(
         name=f"ratio_{name}",
         value=ratio,
@@ -52,7 +53,7 @@ def in_matrix(assay: Assay, name: str, matrix: str, ratio: float = 1.0, omega: f
         iiv=omega,
         fixed=False,
         prior=Prior("normal", math.log(ratio), RATIO_PRIOR_SD),
-        prior_omega=Prior("lognormal", math.log(omega), OMEGA_PRIOR_SD),
+        prior_omega=Prior("lognormal", math.log(omega or 1.0), OMEGA_PRIOR_SD),
         label=f"level in {matrix}, as a multiple of that in {assay.matrix}",
     )
     return replace(assay, name=name, matrix=matrix, ratio=factor, label="", source="", confidence="")

@@ -17,8 +17,8 @@ from carkinetics.structures.occasions import Occasions
 # Defaults of the two parameters. Evidence: blood of 29 patients of ctl019 (docs/real_patients.md). Levels before day 1,
 # taken back to the infusion at 4 per day, had a median of 700 to 1,000 copies/ug, 3 to 4 % of the published typical
 # peak; a fit of Stein's model with the phase and heavy tails found c0 340 (70 to 1,000), omega 2.9, and kd 6.6 (4.3 to
-# 9.2) per day. One rate for all: where kd varied (omega 1.25) patients left out were predicted better by 5 units of log
-# density, which is not told from nothing, and sampling took four times as long.
+# 9.2) per day. One rate for all: where kd varied (omega 1.25) patients left out were predicted better by 7 units of log
+# density, of which 5 may mean nothing, and sampling took up to 17 times as long.
 C0_OF_CMAX = 0.03
 C0_PRIOR_SD = 1.5  # of ln c0: doses, products and assays differ
 C0_OMEGA = 2.0

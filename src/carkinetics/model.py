@@ -141,7 +141,8 @@ class Model:
     ) -> "Model":
         """A model with an assay ``name`` in one more tissue: ``of`` (the first assay) times a ratio of each patient.
 
-        The new parameter ``ratio_<name>`` is log-normal between patients, with this typical value and SD of the log.
+        The new parameter ``ratio_<name>`` is log-normal between patients, with this typical value and SD of the log
+        (0 where a handful of samples cannot tell that patients differ).
         Tissues that exchange cells have structures of their own: ``sites_exchange``.
         """
         return self.with_assay(in_matrix(self._assay(of), name, matrix, ratio, omega))

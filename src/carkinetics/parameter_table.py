@@ -188,7 +188,7 @@ def prior_notes(fit: "Fit") -> list[str]:
     if not fit.label:  # an approximation names them itself
         names = [name for name, gone in contraction(fit).items() if gone < PRIOR_SAYS]
         if names:
-            notes.append(f"{', '.join(names)}: the posterior is as wide as the prior, which is what it tells.")
+            notes.append(f"{', '.join(names)}: not identified by these data; the posterior is as wide as the prior.")
     last = float(fit.data.time.max(initial=0.0))
     typical = fit.tree["posterior"].to_dataset()["tv"]
     for p in fit.model.parameters:
