@@ -179,7 +179,7 @@ def _gaussian(transformed: Draws, to_natural: Callable) -> tuple[float, float, f
     return middle, low, high
 
 
-PRIOR_SAYS = 0.1  # share of the prior's variance: with less of it gone, the posterior is the prior's
+PRIOR_SAYS = 0.2  # share of the prior's variance, a tenth of its SD: with less of it gone, the posterior is the prior's
 
 
 def prior_notes(fit: "Fit") -> list[str]:
