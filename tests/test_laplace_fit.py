@@ -22,6 +22,7 @@ from carkinetics.fit_file import load_fit
 from carkinetics.fit_result import Fit
 from carkinetics.fitting import fit
 from carkinetics.inference import approximation
+from carkinetics.inference.approximation import _factor
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, find_modes, widen
 from carkinetics.inference.tuning import Tuner
@@ -357,3 +358,10 @@ def test_the_command_line_says_so(tmp_path, capsys, small_trial):
     assert "R-hat" not in shown
     assert "Laplace approximation" in (out / "parameters.csv").read_text()
     assert load_fit(out / "fit.nc").method == "laplace"
+
+
+def test_a_covariance_that_is_none_is_a_fit_error():
+    """If it fails, samples that do not tell parameters apart end in an error of linear algebra."""
+    with pytest.raises(FitError, match="do not tell some parameters apart"):
+        _factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
+    np.testing.assert_array_equal(_factor(np.eye(2)), np.eye(2))

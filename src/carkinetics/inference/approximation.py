@@ -87,7 +87,7 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     map_, centre, covariance = first, np.asarray(first.centre), np.asarray(first.scale @ first.scale.T)
     pace, last = 0.5, np.zeros(n)
     for _ in range(ROUNDS):
-        scale = np.linalg.cholesky(covariance)
+        scale = _factor(covariance)
         found = _visit(model, obs, map_, jnp.asarray(centre + nodes @ scale.T))
         map_ = jax.tree.map(lambda x: x[0], found.map_)
         slope, information = _averages(nodes, scale, np.asarray(found.slope))
@@ -108,6 +108,17 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.linalg.cholesky(jnp.asarray(covariance)))
     last_move = max(length, widened)
     return Approximation(map_, np.asarray(found.decrement), last_move, _at_bound(layout, centre), uninformed)
+
+
+def _factor(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi phi"]:
+    try:
+        return np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        raise FitError(
+            "no Gaussian approximation: its covariance is none any more. The samples do not tell some parameters apart, "
+            "or the density is not finite nearby. Fix parameters (model.fix), narrow the priors (model.with_priors), "
+            "or use method='importance'."
+        ) from None
 
 
 @partial(jax.jit, static_argnums=0)
