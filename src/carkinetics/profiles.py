@@ -6,8 +6,8 @@ level, exactly, so that adjacent windows add up to the whole.
 """
 
 import math
-from dataclasses import dataclass, fields
-from typing import Literal, NamedTuple, get_args, get_type_hints
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -17,6 +17,15 @@ from carkinetics.model_parts import nearest_or_raise
 
 LAMBDA_POINTS = 3  # samples after the peak that a terminal slope needs
 LAMBDA_TOLERANCE = 1e-4  # of the adjusted R2: within it, more samples are better
+_ALLOWED = {
+    "method": ("linear_up_log_down", "linear"),
+    "start": ("zero", "first", "refuse"),
+    "before": ("zero", "drop", "half", "limit"),
+    "between": ("drop", "zero", "half", "limit"),
+    "after": ("half", "zero", "limit", "ignore"),
+    "beyond": ("extrapolate", "nothing", "refuse"),
+    "duplicates": ("geomean", "mean", "max", "error"),
+}
 
 
 @dataclass(frozen=True)
@@ -53,24 +62,21 @@ class NcaRules:
         Adjusted R2 below which a terminal slope is none; trials report half-lives from 0.75 or 0.8 on.
     """
 
-    method: Literal["linear_up_log_down", "linear"] = "linear_up_log_down"
-    start: Literal["zero", "first", "refuse"] = "zero"
-    before: Literal["zero", "drop", "half", "limit"] = "zero"
-    between: Literal["drop", "zero", "half", "limit"] = "drop"
-    after: Literal["half", "zero", "limit", "ignore"] = "half"
-    beyond: Literal["extrapolate", "nothing", "refuse"] = "extrapolate"
-    duplicates: Literal["geomean", "mean", "max", "error"] = "geomean"
+    method: str = "linear_up_log_down"
+    start: str = "zero"
+    before: str = "zero"
+    between: str = "drop"
+    after: str = "half"
+    beyond: str = "extrapolate"
+    duplicates: str = "geomean"
     peak: tuple[float, float] = (0.0, math.inf)
     split: float = 7.0
     r2_min: float = 0.75
 
     def __post_init__(self) -> None:
         """Refuse a rule that is none with a :class:`ModelError` that names the nearest."""
-        hints = get_type_hints(type(self))
-        for field in fields(self):
-            allowed = get_args(hints[field.name])
-            if allowed and isinstance(allowed[0], str):
-                nearest_or_raise(getattr(self, field.name), allowed, field.name, "rules of the analysis")
+        for name, allowed in _ALLOWED.items():
+            nearest_or_raise(getattr(self, name), allowed, name, "rules of the analysis")
         if not 0 <= self.peak[0] < self.peak[1]:
             raise ModelError(f"rules of the analysis: peak = {self.peak} must be two days from 0 on, the first first.")
 
@@ -198,16 +204,23 @@ def area(profile: Profile, begin: float, end: float) -> float:
     begin, end = max(begin, time[0]), min(end, time[-1])
     if not begin < end:
         return 0.0
-    inner = time[(time > begin) & (time < end)]
-    cut = np.concatenate([[begin], inner, [end]])
+    cut = np.concatenate([[begin], time[(time > begin) & (time < end)], [end]])
     value = [level_at(profile, t) for t in cut]
-    pieces = zip(cut[:-1], cut[1:], value[:-1], value[1:], strict=True)
-    return math.fsum(_piece(b - a, y, z, profile.log_down) for a, b, y, z in pieces)
+    # Whether a piece is exponential is decided by the samples around it: a part of a line to zero stays a line.
+    curved = _exponential(profile)[np.searchsorted(time, cut[1:]) - 1]
+    pieces = zip(np.diff(cut), value[:-1], value[1:], curved, strict=True)
+    return math.fsum(_piece(*piece) for piece in pieces)
 
 
-def _piece(length: float, first: float, last: float, log_down: bool) -> float:
-    """Area under one piece; an exponential where it falls."""
-    if not log_down or last >= first or last <= 0:
+def _exponential(profile: Profile) -> Bool[np.ndarray, " piece"]:
+    """Which stretches between points are exponentials; the others are straight lines."""
+    first, last = profile.level[:-1], profile.level[1:]
+    return (last < first) & (last > 0) & profile.log_down
+
+
+def _piece(length: float, first: float, last: float, curved: np.bool) -> float:
+    """Area under one piece."""
+    if not curved:
         return length * (first + last) / 2
     ratio = math.log(first / last)
     # (first - last) / ln(first / last) without the cancellation of nearly equal levels.
@@ -226,9 +239,9 @@ def level_at(profile: Profile, day: float) -> float:
         return float(level[k])
     share = (day - time[k - 1]) / (time[k] - time[k - 1])
     first, last = float(level[k - 1]), float(level[k])
-    if not profile.log_down or last >= first or last <= 0:
-        return first + share * (last - first)
-    return first * (last / first) ** share
+    if _exponential(profile)[k - 1]:
+        return first * (last / first) ** share
+    return first + share * (last - first)
 
 
 def terminal_slope(profile: Profile, after: float) -> Slope | None:
