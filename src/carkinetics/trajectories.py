@@ -26,6 +26,8 @@ from carkinetics.structure import AbstractStructure, Inputs
 LANES = 512  # curves that are solved at once: their nodes stay below some ten MB
 REFINE = 2  # divides the segments: an infused cell dose, gone within a day, bends the log of a level
 _JUST = 1e-6  # day; a level jumps right after an infusion, or where a measured course does
+# Days after a further infusion at which segments end: its cells go within a day, and expand within weeks.
+_AFTERWARDS = (*np.arange(1, 10) / 5, *range(2, 15))
 _NODES = np.array([0.0, 0.5 - np.sqrt(0.05), 0.5 + np.sqrt(0.05), 1.0])  # Lobatto's, of a segment of length 1
 _TO_CUBIC = np.linalg.inv(np.vander(_NODES, 4, increasing=True))
 _GAUSS, _WEIGHT = (0.5 * (x + s) for x, s in zip(np.polynomial.legendre.leggauss(8), (1.0, 0.0), strict=True))
@@ -129,7 +131,7 @@ def answered(
 def _edges(structure: AbstractStructure, x: Inputs, question: Question, refine: int) -> Float[np.ndarray, "edge n"]:
     """Where every patient's curve is cut, whatever its parameters; days that are asked for are among them."""
     known = [np.asarray(t, float) for t in (x.later_day, *(c.time for c in x.course.values()))]
-    around = [t + s for t in known for s in (-_JUST, _JUST)]
+    around = [t + s for t in known for s in (-_JUST, _JUST)] + [x.later_day + s for s in _AFTERWARDS]
     n, horizon = question.days.shape[1], question.horizon
     asked = [0.0, horizon, horizon / 2, *question.peak, *(d for window in question.areas for d in window)]
     shared = np.repeat(np.array(asked)[:, None], n, axis=1)
