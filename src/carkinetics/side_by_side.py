@@ -98,7 +98,7 @@ def compare_exposure(
 
 
 def _is_area(metric: Metric) -> bool:
-    return metric.name.startswith("auc_") and np.isfinite(metric.window[1])
+    return metric.name.startswith("auc_") and bool(np.isfinite(metric.window[1]))
 
 
 def _beside(seen: Metric, modelled: Metric) -> pd.DataFrame:

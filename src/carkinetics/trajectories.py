@@ -278,4 +278,5 @@ def _crossing(c, begin, length, ln_limit):
 
     low, _ = jax.lax.fori_loop(0, _BISECTIONS, halved, (low, high))
     day = here[4] + jnp.where(ends_above, high, low) * here[5]
-    return jnp.where(order.any(axis=0), day, 0.0), above
+    last = jnp.where(order.any(axis=0), day, 0.0)
+    return last, jnp.minimum(above, last)
