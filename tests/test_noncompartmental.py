@@ -11,6 +11,7 @@ from scipy import stats
 from scipy.integrate import quad
 
 import carkinetics as ck
+from carkinetics import cli
 from carkinetics.noncompartmental import WINDOWS
 from carkinetics.profiles import area, level_at, make_profile
 
@@ -466,3 +467,18 @@ def test_persistence_is_an_interval():
     assert list(table.loc["E", ["LOWER", "UPPER"]]) == [7, np.inf]
     assert "infusion on day 45" in table.loc["E", "REASON"]
     assert np.isnan(table.loc["D", "LOWER"])
+
+
+def test_the_command_line_writes_every_value(tmp_path, capsys):
+    """If it fails, the command prints other numbers than Python, or refuses a good table."""
+    rows = [("A", 0, 10, 1), ("A", 7, 500, 0), ("A", 14, 300, 0), ("A", 28, 60, 0), ("B", 7, 900, 0), ("B", 21, 40, 0)]
+    file, out = tmp_path / "trial.csv", tmp_path / "nca.csv"
+    pd.DataFrame(rows, columns=["ID", "TIME", "DV", "CENS"]).to_csv(file, index=False)
+    assert cli.main(["nca", str(file), "--out", str(out), "--unit", "DV=copies/ug"]) == 0
+    assert "auc_0_28" in capsys.readouterr().out
+    found = pd.read_csv(out, dtype={"ID": str})
+    expected = ck.nca(ck.read_dataset(file, units={"DV": "copies/ug"})).values
+    assert list(found["METRIC"]) == list(expected["METRIC"])
+    np.testing.assert_allclose(found["VALUE"], expected["VALUE"], rtol=1e-12)
+    assert cli.main(["nca", str(file), "--out", str(out), "--method", "log"]) == 1
+    assert "unknown method 'log'" in capsys.readouterr().err

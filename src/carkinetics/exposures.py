@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from carkinetics.errors import FitError, ModelError
+from carkinetics.findings import listed
 from carkinetics.fit_result import Fit
 from carkinetics.inputs import baseline, inputs_of
 from carkinetics.layout import make_layout
@@ -18,6 +19,7 @@ from carkinetics.metric import Exposure, Metric
 from carkinetics.model import Model
 from carkinetics.model_parts import Assay, nearest_or_raise
 from carkinetics.noncompartmental import one_assay, window_name
+from carkinetics.structure import Inputs
 from carkinetics.trajectories import Answer, Question, answered
 
 METRICS = ("cmax", "tmax", "auc_0_28", "auc_0_90", "t_last")
@@ -145,17 +147,22 @@ def exposure(
     recipes = {name: _recipe(name, fit) for name in wanted}
     windows = [r.window for r in recipes.values() if r.window is not None]
     days = [r.day for r in recipes.values() if r.day is not None]
-    known = _known(fit, chosen, rules)
+    late = [name for name, r in recipes.items() if max((r.window or (0, 0))[1], r.day or 0) > rules.horizon]
+    if late:
+        raise ModelError(f"{listed(late)}: later than the curves' end. Use CurveRules(horizon=...).")
+    x = inputs_of(fit.model, fit.data)
+    known = _known(fit, chosen, rules, np.asarray(x.later_day))
     need_limit = any(r.limit for r in recipes.values())
-    horizon = max([rules.horizon, *(w[1] for w in windows), *days])
     own = np.concatenate([np.repeat(np.array(days)[:, None], len(known.last), axis=1), known.measured[None]])
+    own = np.where(own > rules.horizon, np.nan, own)
     ln_limit = math.log(_limit(chosen, rules)) if need_limit else -math.inf
-    question = Question(tuple(windows), own, rules.peak, horizon, ln_limit)
-    answer = _answer(fit, chosen, question, draws)
+    question = Question(tuple(windows), own, rules.peak, rules.horizon, ln_limit)
+    answer = _answer(fit, chosen, x, question, draws)
     found = {}
     for name, recipe in recipes.items():
-        at = windows.index(recipe.window) if recipe.window else days.index(recipe.day) if recipe.day else 0
-        found[name] = _metric(name, recipe.made(answer, known, at, recipe, horizon), known)
+        at = windows.index(recipe.window) if recipe.window is not None else 0
+        at = days.index(recipe.day) if recipe.day is not None else at
+        found[name] = _metric(name, recipe.made(answer, known, at, recipe, rules.horizon), known)
     source = f"{fit.model.name}, {fit.label or 'posterior'}, fit {check.status}"
     return Exposure(found, source)
 
@@ -185,6 +192,8 @@ def _recipe(name: str, fit: Fit) -> _Recipe:
         return _Recipe(
             _per, column=nearest_or_raise(hit[1], [str(c) for c in fit.data.table], "column", fit.data.source)
         )
+    if name in _SHOWN:
+        raise ModelError(f"{fit.model.name}: metric {name!r} is a pattern. Use a number, such as auc_0_28.")
     known = [*_RECIPES, *(n for n in METRICS if n.startswith("auc")), *_SHOWN]
     return _RECIPES[nearest_or_raise(name, known, "metric", fit.model.name)]
 
@@ -201,24 +210,22 @@ def _limit(assay: Assay, rules: CurveRules) -> float:
     return limit
 
 
-def _known(fit: Fit, assay: Assay, rules: CurveRules) -> _Known:
+def _known(fit: Fit, assay: Assay, rules: CurveRules, again: Float[np.ndarray, "infusion subject"]) -> _Known:
     data = fit.data
     mine = np.array([a == assay.name for a in data.assays])[data.assay] if data.n_obs else np.zeros(0, bool)
     last, measured = np.full(data.n_subjects, -np.inf), np.full(data.n_subjects, np.nan)
     np.maximum.at(last, data.subject[mine], data.time[mine])
     seen = mine & (data.cens != 1) & (data.time >= 0)
     np.fmax.at(measured, data.subject[seen], data.time[seen])
-    again = np.asarray(inputs_of(fit.model, data).later_day)
     return _Known(fit, assay, rules, last, measured, np.isfinite(last) & np.isnan(measured), again)
 
 
-def _answer(fit: Fit, assay: Assay, question: Question, draws: int) -> Answer:
+def _answer(fit: Fit, assay: Assay, x: Inputs, question: Question, draws: int) -> Answer:
     """Answers of evenly spread posterior draws."""
     posterior = fit.tree["posterior"].to_dataset()["individual"].stack(sample=("chain", "draw"))
     keep = np.unique(np.linspace(0, posterior.sizes["sample"] - 1, draws).astype(int))
     values = posterior.isel(sample=keep).transpose("parameter", "sample", "subject").values.astype(float)
     ratio = make_layout(fit.model).ratios[fit.model.assays.index(assay)]
-    x = inputs_of(fit.model, fit.data)
     return jax.tree.map(np.asarray, answered(fit.model.structure, assay, values, x, question, ratio=ratio))
 
 
@@ -295,10 +302,11 @@ def _ratio(answer, known, at, recipe, horizon):
 
 
 def _last_level(answer, known, at, recipe, horizon):
-    seen = ~np.isnan(known.measured)
+    seen = known.measured <= horizon
     draws = np.where(seen, np.exp(answer.ln_level[-1]), np.nan)
     until = np.where(seen, known.measured, 0.0)
-    return _Found(draws, known.assay.unit, (0.0, math.inf), until, why_none="no measurable sample")
+    why = f"no measurable sample up to day {horizon:g}"
+    return _Found(draws, known.assay.unit, (0.0, horizon), until, why_none=why)
 
 
 def _cmax(answer, known, at, recipe, horizon):
