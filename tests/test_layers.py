@@ -23,7 +23,8 @@ LAYERS = (
     "layout priors observations population density",
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
-    "metric diagnostics forest late_samples prior_trials predictive comparison",
+    "metric diagnostics forest late_samples prior_trials predictive comparison profiles noncompartmental "
+    "trajectories exposures side_by_side",
     "plots outputs",
     "demo config cli __main__",
 )

@@ -20,6 +20,7 @@ _HOME = {
     "Horseshoe": "dependence",
     "Conversion": "model_parts",
     "Cohort": "cohort",
+    "CurveRules": "exposures",
     "DataError": "errors",
     "DataWarning": "errors",
     "Dataset": "dataset",
@@ -30,6 +31,8 @@ _HOME = {
     "FitWarning": "errors",
     "LeftOut": "predictive",
     "Model": "model",
+    "Nca": "noncompartmental",
+    "NcaRules": "profiles",
     "ModelError": "errors",
     "Parameter": "model_parts",
     "Prior": "model_parts",
@@ -42,7 +45,9 @@ _HOME = {
     "compare": "comparison",
     "covariate_effects": "forest",
     "drop_censored": "censoring",
+    "compare_exposure": "side_by_side",
     "early_fall": "infusion",
+    "exposure": "exposures",
     "fit": "fitting",
     "gof": "diagnostics",
     "late_rise": "late_samples",
@@ -52,6 +57,8 @@ _HOME = {
     "load_fit": "fit_file",
     "load_model": "model_files",
     "lopo": "predictive",
+    "nca": "noncompartmental",
+    "persistence": "side_by_side",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -80,6 +87,8 @@ if TYPE_CHECKING:
     from carkinetics.errors import FitError as FitError
     from carkinetics.errors import FitWarning as FitWarning
     from carkinetics.errors import ModelError as ModelError
+    from carkinetics.exposures import CurveRules as CurveRules
+    from carkinetics.exposures import exposure as exposure
     from carkinetics.fit_file import load_fit as load_fit
     from carkinetics.fit_result import Check as Check
     from carkinetics.fit_result import Fit as Fit
@@ -102,11 +111,16 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
+    from carkinetics.noncompartmental import Nca as Nca
+    from carkinetics.noncompartmental import nca as nca
     from carkinetics.predictive import LeftOut as LeftOut
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
+    from carkinetics.profiles import NcaRules as NcaRules
     from carkinetics.review import Review as Review
+    from carkinetics.side_by_side import compare_exposure as compare_exposure
+    from carkinetics.side_by_side import persistence as persistence
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
     from carkinetics.stress import StressTest as StressTest

@@ -43,7 +43,7 @@ def entry() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carkinetics", description=__doc__ and "Population models of CAR-T kinetics.")
-    verbs = parser.add_subparsers(required=True, metavar="{demo,models,simulate,check,fit}")
+    verbs = parser.add_subparsers(required=True, metavar="{demo,models,simulate,check,fit,nca,exposure}")
 
     demo = verbs.add_parser("demo", help="simulate a virtual trial, fit it, draw it")
     demo.add_argument("--out", type=Path, default=Path("carkinetics-demo"), help="folder for the results")
@@ -87,7 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("--checkpoint", type=Path, metavar="DIR", help="go on from here after an interruption")
     _table_options(fit)
     fit.set_defaults(run=_fit)
+    _exposure_verbs(verbs)
     return parser
+
+
+def _exposure_verbs(verbs) -> None:
+    nca = verbs.add_parser("nca", help="observed exposure: a table's samples, without a model")
+    nca.add_argument("file", type=Path)
+    nca.add_argument("--out", type=Path, default=Path("nca.csv"), help="every patient's values, status and reason")
+    nca.add_argument("--by", metavar="COLUMN", help="summarise by this column")
+    nca.add_argument("--method", default="linear_up_log_down", help="of areas: linear_up_log_down or linear")
+    nca.add_argument("--peak-from", type=float, default=0.0, metavar="DAY", help="look for the peak from this day on")
+    _table_options(nca)
+    nca.set_defaults(run=_nca)
+
+    exposure = verbs.add_parser("exposure", help="exposure from a fit, beside what was observed")
+    exposure.add_argument("fit", type=Path, help="the fit.nc of a fit")
+    exposure.add_argument("metrics", nargs="*", help="e.g. cmax auc_0_28 t_last")
+    exposure.add_argument("--out", type=Path, default=Path("exposure.csv"), help="every patient's values and intervals")
+    exposure.add_argument("--assay", help="which one, where there are several")
+    exposure.add_argument("--allow-failed", action="store_true", help="even of a fit that failed its check")
+    exposure.set_defaults(run=_exposure)
 
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
@@ -218,6 +238,35 @@ def _check(arguments: argparse.Namespace) -> None:
         from carkinetics.stress import stress_test
 
         print(f"\n{stress_test(load_model(arguments.model), data, seed=arguments.seed)!r}")
+
+
+def _nca(arguments: argparse.Namespace) -> None:
+    from carkinetics.noncompartmental import nca
+    from carkinetics.profiles import NcaRules
+
+    found = nca(_read(arguments), rules=NcaRules(method=arguments.method, peak=(arguments.peak_from, float("inf"))))
+    _print_table(found.summary(by=arguments.by).set_index("METRIC"))
+    found.values.to_csv(arguments.out, index=False)
+    print(f"\n{arguments.out}: {found.data.n_subjects} patients")
+
+
+def _exposure(arguments: argparse.Namespace) -> None:
+    from carkinetics.exposures import METRICS, exposure
+    from carkinetics.fit_file import load_fit
+    from carkinetics.side_by_side import compare_exposure
+
+    result = load_fit(arguments.fit)
+    options = {"assay": arguments.assay, "allow_failed": arguments.allow_failed}
+    found = exposure(result, arguments.metrics or METRICS, **options)
+    table = found.table()
+    table.to_csv(arguments.out, index=False)
+    counts = table.groupby(["METRIC", "UNIT"], sort=False)["VALUE"].describe()[["count", "min", "50%", "max"]]
+    counts["STATUS"] = table.groupby(["METRIC", "UNIT"], sort=False)["STATUS"].agg(lambda s: ", ".join(sorted(set(s))))
+    print(f"{found.source}\n")
+    _print_table(counts)
+    print("\nobserved over model-based:")
+    _print_table(compare_exposure(result, **options).summary.set_index("METRIC"))
+    print(f"\n{arguments.out}: {result.data.n_subjects} patients")
 
 
 def _read(arguments: argparse.Namespace):

@@ -102,25 +102,43 @@ def make_grid(
     with jax.enable_x64(True):
         if structure.closed_form:
             return Grid(jnp.asarray(time, float))
-        time = np.asarray(time, float)
-        known = np.concatenate([np.asarray(known, float) for known in _known_times(x)])
-        # Most patients of a study share their schedule: each schedule is laid out once.
-        stops = np.concatenate([time, known])
-        if (stops == stops[:, :1]).all():
-            schedules, whose = stops[:, :1], np.zeros(stops.shape[1], int)
-        else:
-            schedules, whose = np.unique(stops, axis=1, return_inverse=True)
-        finer, n, infusions = refine * structure.refine, len(time), len(x.later_day)
-        columns = [
-            _ends(c[:n], c[n:], np.append(0.0, c[n : n + infusions]) if structure.stiff else None, finer)
-            for c in schedules.T
-        ]
-        depth = max(len(c) for c in columns)
-        ends = np.stack([np.pad(c, (0, depth - len(c)), mode="edge") for c in columns], axis=1)
-        at = np.stack([np.searchsorted(c, t) for c, t in zip(columns, schedules[:n].T, strict=True)], axis=1)
-        ends, at = ends[:, whose], at[:, whose]
+        ends, at = _laid_out(structure, time, x, refine)
         added = _added(ends, x) if structure.repeatable and len(x.later_day) else None
         return Grid(jnp.asarray(time), jnp.asarray(ends), jnp.asarray(at), added)
+
+
+def segments(
+    structure: AbstractStructure, time: Float[np.ndarray, "time subject"], x: Inputs, *, refine: int = 1
+) -> Float[np.ndarray, "edge subject"]:
+    """Edges, from day 0 on, between which curves through these times are smooth and short of any quick change.
+
+    They are the ends of the solver's steps, and those that it would have for a closed form; only breakpoints, which
+    move with the parameters, are not among them.
+    """
+    return _laid_out(structure, time, x, refine)[0]
+
+
+def _laid_out(
+    structure: AbstractStructure, time: Float[np.ndarray, "time subject"], x: Inputs, refine: int
+) -> tuple[Float[np.ndarray, "step subject"], Int[np.ndarray, "time subject"]]:
+    """Ends of every patient's steps, and the step whose end is each time."""
+    time = np.asarray(time, float)
+    known = np.concatenate([np.asarray(known, float) for known in _known_times(x)])
+    # Most patients of a study share their schedule: each schedule is laid out once.
+    stops = np.concatenate([time, known])
+    if (stops == stops[:, :1]).all():
+        schedules, whose = stops[:, :1], np.zeros(stops.shape[1], int)
+    else:
+        schedules, whose = np.unique(stops, axis=1, return_inverse=True)
+    finer, n, infusions = refine * structure.refine, len(time), len(x.later_day)
+    columns = [
+        _ends(c[:n], c[n:], np.append(0.0, c[n : n + infusions]) if structure.stiff else None, finer)
+        for c in schedules.T
+    ]
+    depth = max(len(c) for c in columns)
+    ends = np.stack([np.pad(c, (0, depth - len(c)), mode="edge") for c in columns], axis=1)
+    at = np.stack([np.searchsorted(c, t) for c, t in zip(columns, schedules[:n].T, strict=True)], axis=1)
+    return ends[:, whose], at[:, whose]
 
 
 def one_schedule(x: Inputs) -> bool:

@@ -115,7 +115,7 @@ def _factor(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi 
         return np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
         raise FitError(
-            "no Gaussian approximation: its covariance is none any more. The samples do not tell some parameters apart, "
+            "no Gaussian approximation: its covariance is none. The samples do not tell some parameters apart, "
             "or the density is not finite nearby. Fix parameters (model.fix), narrow the priors (model.with_priors), "
             "or use method='importance'."
         ) from None
