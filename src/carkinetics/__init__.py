@@ -23,6 +23,7 @@ _HOME = {
     "DataError": "errors",
     "DataWarning": "errors",
     "Dataset": "dataset",
+    "DesignError": "errors",
     "EarlyFall": "infusion",
     "Exposure": "metric",
     "Fit": "fit_result",
@@ -39,6 +40,7 @@ _HOME = {
     "Simulation": "simulation",
     "StressTest": "stress",
     "covariate_effects": "forest",
+    "design": "",
     "drop_censored": "censoring",
     "early_fall": "infusion",
     "fit": "fitting",
@@ -60,6 +62,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from carkinetics import design as design
     from carkinetics import plots as plots
     from carkinetics.censoring import drop_censored as drop_censored
     from carkinetics.cohort import Cohort as Cohort
@@ -73,6 +76,7 @@ if TYPE_CHECKING:
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
     from carkinetics.errors import DataWarning as DataWarning
+    from carkinetics.errors import DesignError as DesignError
     from carkinetics.errors import FitError as FitError
     from carkinetics.errors import FitWarning as FitWarning
     from carkinetics.errors import ModelError as ModelError
