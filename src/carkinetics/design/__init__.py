@@ -8,7 +8,8 @@ from carkinetics.design.boundary_tables import boundaries, to_html, write_table
 from carkinetics.design.cohort_rules import three_plus_three
 from carkinetics.design.decision import Decision, Step
 from carkinetics.design.intervals import boin, keyboard, mtpi2
-from carkinetics.design.logistic import NormalPrior, blrm
+from carkinetics.design.logistic import blrm
+from carkinetics.design.logistic_model import NormalPrior, OverdoseControl
 from carkinetics.design.operating import Operating, Truth, exact, simulate
 from carkinetics.design.pathways import paths
 from carkinetics.design.patients import outcomes
@@ -32,6 +33,7 @@ __all__ = [
     "NoSkipping",
     "NormalPrior",
     "Operating",
+    "OverdoseControl",
     "Rule",
     "Stagger",
     "Step",
