@@ -236,7 +236,7 @@ def _branch(
     state: Evidence,
     mass: Float[np.ndarray, " state"],
     cohort: tuple[Int[np.ndarray, " state"], int, Truth],
-) -> tuple[Evidence, Float[np.ndarray, " state"]]:
+) -> tuple[Evidence, Float[np.ndarray, " merged"]]:
     """All outcomes of one more cohort in every state, equal states merged."""
     level, size, truth = cohort
     rate = np.array(truth.toxicity)[level - 1]
