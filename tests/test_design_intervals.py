@@ -149,7 +149,7 @@ def test_isotonic_rates_are_the_weighted_least_squares_solution(seed):
     n = random.integers(0, 12, (40, 6)).astype(float)
     n[:, 0] += 1
     y = random.binomial(n.astype(int), 0.4).astype(float)
-    found = isotonic(Evidence(n, y, np.zeros(n.shape), np.ones(40, int)), n > 0)
+    found = isotonic(Evidence(n, y, np.zeros(n.shape), np.zeros(n.shape), np.ones(40, int)), n > 0)
     for k in range(40):
         given = n[k] > 0
         a, b = y[k][given] + 0.05, n[k][given] - y[k][given] + 0.05

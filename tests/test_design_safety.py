@@ -129,5 +129,5 @@ def test_many_trials_at_once_are_decided_as_one_by_one(name, data):
 
     treated, toxic = counts(lambda t: t["DLT"] >= 0), counts(lambda t: t["DLT"] == 1)
     current = np.array([int(t["LEVEL"].iloc[-1]) for t in tables])
-    found = design.next_levels(Evidence(treated, toxic, np.zeros((3, 5)), current))
+    found = design.next_levels(Evidence(treated, toxic, np.zeros((3, 5)), np.zeros((3, 5)), current))
     assert [level or None for level in found.level.tolist()] == [design.recommend(t).dose for t in tables]

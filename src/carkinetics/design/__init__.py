@@ -7,6 +7,7 @@ A design is a frozen object; ``design.recommend(patients)`` says the dose for th
 from carkinetics.design.boundary_tables import boundaries, to_html, write_table
 from carkinetics.design.cohort_rules import three_plus_three
 from carkinetics.design.decision import Decision, Step
+from carkinetics.design.efficacy import Utility, boin12, desirability_table
 from carkinetics.design.intervals import boin, keyboard, mtpi2
 from carkinetics.design.logistic import blrm
 from carkinetics.design.logistic_model import NormalPrior, OverdoseControl
@@ -38,10 +39,13 @@ __all__ = [
     "Stagger",
     "Step",
     "Truth",
+    "Utility",
     "blrm",
     "boin",
+    "boin12",
     "boundaries",
     "crm",
+    "desirability_table",
     "exact",
     "keyboard",
     "mtpi2",

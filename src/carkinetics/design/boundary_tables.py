@@ -51,7 +51,8 @@ def boundaries(design: AbstractDesign, n: int = 36) -> pd.DataFrame:
         moves = design.moves(counts, y)
         row = {"N": treated, "ESCALATE": _last(moves == UP), "DEESCALATE": _first(moves == DOWN)}
         if rule is not None:
-            one = Evidence(counts[:, None], y[:, None], np.zeros((len(y), 1)), np.ones(len(y), int))
+            none = np.zeros((len(y), 1))
+            one = Evidence(counts[:, None], y[:, None], none, none, np.ones(len(y), int))
             row["ELIMINATE"] = _first(rule.cap(one, design.setting) == 0)
         rows.append(row)
     return pd.DataFrame(rows).astype("Int64")

@@ -26,8 +26,8 @@ class Evidence(NamedTuple):
 
     Attributes
     ----------
-    treated, toxic, effective : arrays of shape (trial, level)
-        Patients, with a dose-limiting toxicity, with a response.
+    treated, toxic, effective, both : arrays of shape (trial, level)
+        Patients, with a dose-limiting toxicity, with a response, with both.
     current : array of shape (trial,)
         Level of the last cohort; 0 before the first patient.
     rows : Rows, optional
@@ -37,6 +37,7 @@ class Evidence(NamedTuple):
     treated: Float[np.ndarray, "trial level"]
     toxic: Float[np.ndarray, "trial level"]
     effective: Float[np.ndarray, "trial level"]
+    both: Float[np.ndarray, "trial level"]
     current: Int[np.ndarray, " trial"]
     rows: Rows | None = None
 
@@ -53,8 +54,8 @@ class Evidence(NamedTuple):
 
 def nothing(trials: int, levels: int) -> Evidence:
     """Trials before their first patient."""
-    treated, toxic, effective = np.zeros((3, trials, levels))
-    return Evidence(treated, toxic, effective, np.zeros(trials, int))
+    treated, toxic, effective, both = np.zeros((4, trials, levels))
+    return Evidence(treated, toxic, effective, both, np.zeros(trials, int))
 
 
 def gather(
@@ -76,12 +77,13 @@ def gather(
     treated = np.where(at & known[:, None], weight[:, None], 0.0).sum(axis=0)
     toxic = (at & (known & (dlt == 1))[:, None]).sum(axis=0)
     effective = (at & (known & (response == 1))[:, None]).sum(axis=0)
+    both = (at & (known & (response == 1) & (dlt == 1))[:, None]).sum(axis=0)
     last = patients.cohort == patients.cohort.max(initial=0)
     current = max(level[last].max(initial=0), 1) if patients.n else 0
     seen = ~np.isnan(dlt)
     rows = Rows(patients.infused[seen], dlt[seen], weight[seen])
-    treated, toxic, effective = (np.array(c, float)[None] for c in (treated, toxic, effective))
-    return Evidence(treated, toxic, effective, np.array([current]), rows)
+    treated, toxic, effective, both = (np.array(c, float)[None] for c in (treated, toxic, effective, both))
+    return Evidence(treated, toxic, effective, both, np.array([current]), rows)
 
 
 def too_toxic(evidence: Evidence, limit: float, probability: float, least: int) -> Bool[np.ndarray, "trial level"]:

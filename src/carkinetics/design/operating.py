@@ -49,9 +49,9 @@ class Operating:
     trials : int
         Simulated trials; 0 where every trial was enumerated, and standard errors are 0.
     selected : array of shape (trial,)
-        Level that every trial selects, 0 for none; of an enumeration, empty.
+        Level that every trial selects, 0 for none.
     patients, dlt : arrays of shape (trial, level)
-        Counts of every trial.
+        Counts of every trial. Of an enumeration there are no trials.
     """
 
     table: pd.DataFrame
@@ -154,6 +154,7 @@ def exact(
         np.concatenate([s.treated for s in states]),
         np.concatenate([s.toxic for s in states]),
         np.concatenate([s.effective for s in states]),
+        np.concatenate([s.both for s in states]),
         np.concatenate([s.current for s in states]),
     )
     return _described(design, truth, np.concatenate(ended), merged, np.concatenate(weight))
@@ -191,14 +192,14 @@ def _checked(
 
 
 def _take(state: Evidence, at: Int[np.ndarray, " some"] | Bool[np.ndarray, " trial"]) -> Evidence:
-    return Evidence(state.treated[at], state.toxic[at], state.effective[at], state.current[at])
+    return Evidence(state.treated[at], state.toxic[at], state.effective[at], state.both[at], state.current[at])
 
 
 def _decided(
     design: AbstractDesign, state: Evidence, enough: int | None
 ) -> tuple[Int[np.ndarray, " trial"], Bool[np.ndarray, " trial"]]:
     """The next level of every trial, or what it ends with, each state decided once; and which trials end."""
-    keys = np.concatenate([state.treated, state.toxic, state.effective, state.current[:, None]], axis=1)
+    keys = np.concatenate([state.treated, state.toxic, state.effective, state.both, state.current[:, None]], axis=1)
     _, first, back = np.unique(keys, axis=0, return_index=True, return_inverse=True)
     some = _take(state, first)
     level, over = design.next_levels(some)
@@ -223,11 +224,12 @@ def _treat(
 ) -> None:
     """One more cohort in the trials that go on, added to the state in place."""
     rate = np.array(truth.toxicity)[level - 1]
-    toxic = (luck[:, :, 0] < rate[:, None]).sum(axis=1)
+    toxic = luck[:, :, 0] < rate[:, None]
     good = np.array(truth.response)[level - 1] if truth.response else np.zeros(len(level))
-    effective = (luck[:, :, 1] < good[:, None]).sum(axis=1)
-    for count, more in ((state.treated, luck.shape[1]), (state.toxic, toxic), (state.effective, effective)):
-        count[alive, level - 1] += more
+    effective = luck[:, :, 1] < good[:, None]
+    state.treated[alive, level - 1] += luck.shape[1]
+    for count, who in ((state.toxic, toxic), (state.effective, effective), (state.both, toxic & effective)):
+        count[alive, level - 1] += who.sum(axis=1)
     state.current[alive] = level
 
 
@@ -243,17 +245,21 @@ def _branch(
     good = np.array(truth.response)[level - 1] if design.uses_response else np.zeros(len(level))
     found, weights, levels = [], [], state.treated.shape[1]
     at = np.eye(levels)[level - 1]
-    for y, x in product(range(size + 1), range(size + 1 if design.uses_response else 1)):
-        p = stats.binom.pmf(y, size, rate) * stats.binom.pmf(x, size, good)
-        parts = (state.treated + size * at, state.toxic + y * at, state.effective + x * at, level[:, None])
+    for bad, fine, both in product(range(size + 1), *([range(size + 1 if design.uses_response else 1)] * 2)):
+        if bad + fine + both > size:
+            continue
+        cells = np.stack([rate * (1 - good), (1 - rate) * good, rate * good, (1 - rate) * (1 - good)], axis=1)
+        p = stats.multinomial.pmf([bad, fine, both, size - bad - fine - both], size, cells)
+        counts = ((state.treated, size), (state.toxic, bad + both), (state.effective, fine + both), (state.both, both))
+        parts = [*(count + more * at for count, more in counts), level[:, None]]
         found.append(np.concatenate(parts, axis=1)[p > 0])
         weights.append((mass * p)[p > 0])
     keys, back = np.unique(np.concatenate(found), axis=0, return_inverse=True)
     if len(keys) > _MOST_STATES:
         raise DesignError(f"exact: {len(keys)} states are too many; use simulate, or fewer patients.")
-    merged = np.bincount(back.ravel(), np.concatenate(weights), len(keys))
-    treated, toxic, effective = (keys[:, k * levels : (k + 1) * levels] for k in range(3))
-    return Evidence(treated, toxic, effective, keys[:, -1].astype(int)), merged
+    merged = np.bincount(back.ravel(), np.concatenate(weights), len(keys)).astype(float)  # of nothing: integers
+    treated, toxic, effective, both = (keys[:, k * levels : (k + 1) * levels] for k in range(4))
+    return Evidence(treated, toxic, effective, both, keys[:, -1].astype(int)), merged
 
 
 def _described(
@@ -286,6 +292,6 @@ def _described(
     }
     value, error = mean(np.stack([np.asarray(v, float) for v in overall.values()], axis=1))
     summary = pd.DataFrame({"VALUE": value, "SE": error}, index=list(overall))
-    trials = 0 if mass is not None else n
-    chosen = np.zeros(0, int) if mass is not None else ended
-    return Operating(pd.DataFrame(columns), summary, trials, chosen, state.treated, state.toxic)
+    kept = 0 if mass is not None else n
+    counts = (state.treated[:kept], state.toxic[:kept])
+    return Operating(pd.DataFrame(columns), summary, kept, ended[:kept], *counts)

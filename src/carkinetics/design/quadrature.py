@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from numpy.polynomial import legendre
 
-ORDER = 8  # nodes of a panel
+ORDER = 12  # nodes of a panel
 
 
 class Panels(NamedTuple):

@@ -22,7 +22,7 @@ INTERCEPT = 3.0  # of the logistic model
 MODELS = ("power", "logistic")
 ESTIMATES = ("plug-in", "mean")
 _REACH = 10.0  # prior SDs that are integrated over
-_PANELS = 80
+_PANELS = 120
 
 
 def skeleton(
