@@ -10,6 +10,7 @@ from carkinetics.design.decision import Decision, Step
 from carkinetics.design.efficacy import Utility, boin12, desirability_table
 from carkinetics.design.exposure_model import exposure_informed
 from carkinetics.design.intervals import boin, keyboard, mtpi2
+from carkinetics.design.late import simulate_late
 from carkinetics.design.logistic import blrm
 from carkinetics.design.logistic_model import NormalPrior, OverdoseControl
 from carkinetics.design.operating import Operating, Truth, exact, simulate
@@ -54,6 +55,7 @@ __all__ = [
     "outcomes",
     "paths",
     "simulate",
+    "simulate_late",
     "skeleton",
     "three_plus_three",
     "tite_crm",

@@ -133,7 +133,7 @@ class ExposureInformed(AbstractDesign):
         """Patients and toxicities by the dose infused where there is one trial, else by level."""
         if evidence.rows is None:
             return evidence.treated, evidence.toxic, None
-        amounts, toxic = evidence.rows.amount, evidence.rows.toxic
+        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
         known = np.array(self.setting.doses)
         given = np.unique(np.concatenate([known, amounts]))
         at = (amounts[:, None] == given).astype(float)

@@ -101,7 +101,7 @@ class Blrm(AbstractDesign):
         """Patients and toxicities by the dose infused where there is one trial, else by level."""
         if evidence.rows is None:
             return evidence.treated, evidence.toxic, None
-        amounts, toxic = evidence.rows.amount, evidence.rows.toxic
+        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
         given = np.unique(np.concatenate([self.setting.doses, amounts]))
         at = (amounts[:, None] == given).astype(float)
         rates = self.model.rates_of([(float(np.log(d / self.reference)),) for d in given])
