@@ -2,17 +2,20 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from carkinetics.cohort import Cohort
+from carkinetics import solvers
+from carkinetics.cohort import Cohort, inputs_for
 from carkinetics.dataset import read_dataset
+from carkinetics.density import compiled_ln_curves
 from carkinetics.errors import CarkineticsError, ModelError
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Assay, Prior
-from carkinetics.simulation import simulate, truth_of
+from carkinetics.simulation import simulate, solve, truth_of
 
 MODEL = load_model("stein_2019_tisagenlecleucel")
 UNLIMITED = dataclasses.replace(MODEL, assays=(dataclasses.replace(MODEL.assays[0], lloq=None),))
@@ -226,3 +229,25 @@ def test_the_truth_is_named_as_in_the_parameter_table():
     assert truth["omega cmax"] == pytest.approx(np.sqrt(0.65))
     assert truth["sigma qpcr"] == 0.56
     assert len(truth) == 13
+
+
+def test_a_patient_for_whom_steps_are_too_long_is_solved_by_shorter_ones():
+    """If it fails, one expander in hundreds has 1e87 cells, or none, and nothing says so."""
+    model = load_model("mueller_schoell_2021_axicabtagene")
+    typical = np.array([p.value for p in model.parameters])
+    extreme = typical.copy()
+    for name, value in {"vmax1": 0.358, "vmax5_2": 0.526, "b0": 115.0}.items():
+        extreme[[p.name for p in model.parameters].index(name)] = value
+    times, values = np.array([3.0, 7.0, 14.0, 28.0]), np.stack([typical, extreme], axis=1)
+    x = inputs_for(model, Cohort(2, times.tolist(), dose=2e8), pd.DataFrame(index=range(2)).assign(DOSE=2e8))
+    with jax.enable_x64(True):
+        grid = solvers.make_grid(model.structure, np.tile(times[:, None], 2), x)
+        first = compiled_ln_curves(model.structure, grid, values, x)
+        assert np.isnan(first["level"]).any(axis=0).tolist() == [False, True]
+        found = solve(model.structure, times, values, x)
+        fine = solve(model.structure, times, values, x, refine=64)
+    for name, curve in found.items():
+        np.testing.assert_allclose(curve, fine[name], atol=2e-2 if name == "tumour" else 2e-3)
+    assert found["level"].max() < np.log(1e4)
+    with pytest.raises(ModelError, match=r"no curve for patient\(s\), with their parameters: 1 "):
+        solve(model.structure, times, np.full((len(typical), 2), np.nan), x)

@@ -17,6 +17,7 @@ from carkinetics import solvers
 from carkinetics.cohort import Cohort, cells, design_for, draw_people, inputs_for, refuse_cohort
 from carkinetics.density import compiled_ln_curves
 from carkinetics.errors import ModelError
+from carkinetics.findings import listed
 from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.inputs import ln_offset
 from carkinetics.layout import Layout, make_layout
@@ -26,6 +27,7 @@ from carkinetics.priors import prior_phi
 from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure, Inputs
 
+_FINEST = 256  # times the steps asked for
 _TOGETHER = 2048  # patients that are solved at once: their states stay in a core's cache
 
 
@@ -272,7 +274,30 @@ def solve(
     *,
     refine: int = 1,
 ) -> dict[str, Float[np.ndarray, "time subject"]]:
-    """Natural log of every output of any number of patients, some at a time, on all cores."""
+    """Natural log of every output of any number of patients, some at a time, on all cores.
+
+    Patients for whom the steps are too long, which NaN tells, are solved by shorter ones; else :class:`ModelError`.
+    """
+    found = _solved(structure, times, values, x, refine)
+    shorter = refine
+    while lost := np.flatnonzero(np.isnan(np.stack(list(found.values()))).any(axis=(0, 1))).tolist():
+        if shorter >= _FINEST * refine:
+            who = listed(f"{i + 1} (" + ", ".join(f"{v:.3g}" for v in values[:, i]) + ")" for i in lost)
+            raise ModelError(f"{structure.name}: no curve for patient(s), with their parameters: {who}.")
+        shorter *= 4
+        again = _solved(structure, times, values[:, lost], jax.tree.map(lambda a: np.asarray(a)[..., lost], x), shorter)
+        for name, curves in again.items():
+            found[name][:, lost] = curves
+    return found
+
+
+def _solved(
+    structure: AbstractStructure,
+    times: Float[np.ndarray, " time"],
+    values: Float[np.ndarray, "parameter subject"],
+    x: Inputs,
+    refine: int,
+) -> dict[str, Float[np.ndarray, "time subject"]]:
     n, x = values.shape[1], jax.tree.map(np.asarray, x)
     width = min(_TOGETHER, n)
     found = {name: np.empty((len(times), n)) for name in structure.outputs}
