@@ -24,7 +24,7 @@ LAYERS = (
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive comparison",
-    "plots outputs",
+    "plots outputs sections reporting",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.

@@ -55,6 +55,7 @@ _HOME = {
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
+    "report": "reporting",
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
@@ -106,6 +107,7 @@ if TYPE_CHECKING:
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
+    from carkinetics.reporting import report as report
     from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
