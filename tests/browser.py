@@ -5,6 +5,7 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import time
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome-headless-shell")
@@ -22,9 +23,11 @@ class Page:
         to_it, self._out = os.pipe()
         self._in, from_it = os.pipe()
         # The browser reads commands from descriptor 3 and writes answers to 4.
-        line = f'exec "$0" "$@" 3<&{to_it} 4>&{from_it}'
-        flags = ("--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", f"--user-data-dir={folder}")
-        command = ["/bin/sh", "-c", line, executable, *flags, "about:blank"]
+        line = "import os, sys; a, b, *c = sys.argv[1:]; a, b = (os.dup(int(x)) for x in (a, b)); "
+        line += "os.dup2(os.dup2(a, 20), 3); os.dup2(os.dup2(b, 21), 4); os.execv(c[0], c)"
+        flags = ("--headless", "--no-sandbox", "--no-zygote", "--single-process", "--disable-gpu")
+        flags += ("--remote-debugging-pipe", f"--user-data-dir={folder}")
+        command = [sys.executable, "-c", line, str(to_it), str(from_it), executable, *flags, "about:blank"]
         quiet = subprocess.DEVNULL
         self._process = subprocess.Popen(command, pass_fds=(to_it, from_it), stdout=quiet, stderr=quiet)
         os.close(to_it)
