@@ -25,7 +25,7 @@ LAYERS = (
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive comparison profiles noncompartmental "
     "trajectories exposures side_by_side design design.*",
-    "plots outputs",
+    "plots outputs sections reporting",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.

@@ -64,6 +64,7 @@ _HOME = {
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
+    "report": "reporting",
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
@@ -122,6 +123,7 @@ if TYPE_CHECKING:
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.profiles import NcaRules as NcaRules
+    from carkinetics.reporting import report as report
     from carkinetics.review import Review as Review
     from carkinetics.side_by_side import compare_exposure as compare_exposure
     from carkinetics.side_by_side import persistence as persistence

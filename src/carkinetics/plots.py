@@ -1,6 +1,7 @@
 """Figures of what the layers above return; nothing is computed here. Every function returns its axes."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -103,8 +104,8 @@ def _say(figure, label: str) -> None:
         figure.supxlabel(label, fontsize=9, color=ORANGE)
 
 
-def save(axes: "np.ndarray", path: Path, *, dpi: int = 130) -> None:
-    """Write the figure of these axes as a PNG, without a display and without leaving it open."""
+def save(axes: "np.ndarray", path: Path | BytesIO, *, dpi: int = 130) -> None:
+    """Write the figure of these axes as a PNG, to a path or an open file; no display is needed, nothing stays open."""
     import matplotlib.pyplot as plt
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
