@@ -50,12 +50,17 @@ _HOME = {
     "load_fit": "fit_file",
     "load_model": "model_files",
     "lopo": "predictive",
+    "npde": "prediction_errors",
+    "PredictionErrors": "prediction_errors",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
+    "vpc": "visual_checks",
+    "VisualCheck": "visual_checks",
+    "predictive_checks": "summary_checks",
     "typical_curves": "model_checks",
 }
 
@@ -98,6 +103,8 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Prior as Prior
     from carkinetics.model_parts import Regressor as Regressor
     from carkinetics.model_parts import Treatment as Treatment
+    from carkinetics.prediction_errors import PredictionErrors as PredictionErrors
+    from carkinetics.prediction_errors import npde as npde
     from carkinetics.predictive import LeftOut as LeftOut
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
@@ -109,6 +116,9 @@ if TYPE_CHECKING:
     from carkinetics.stress import stress_test as stress_test
     from carkinetics.structure import AbstractStructure as AbstractStructure
     from carkinetics.structure import level as level
+    from carkinetics.summary_checks import predictive_checks as predictive_checks
+    from carkinetics.visual_checks import VisualCheck as VisualCheck
+    from carkinetics.visual_checks import vpc as vpc
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 
