@@ -61,6 +61,11 @@ _HOME = {
     "vpc": "visual_checks",
     "VisualCheck": "visual_checks",
     "predictive_checks": "summary_checks",
+    "shrinkage": "information",
+    "sensitivity": "information",
+    "identifiability": "information",
+    "Identifiability": "information",
+    "individual_fits": "diagnostics",
     "typical_curves": "model_checks",
 }
 
@@ -75,6 +80,7 @@ if TYPE_CHECKING:
     from carkinetics.dependence import Horseshoe as Horseshoe
     from carkinetics.dependence import Mixture as Mixture
     from carkinetics.diagnostics import gof as gof
+    from carkinetics.diagnostics import individual_fits as individual_fits
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
     from carkinetics.errors import DataWarning as DataWarning
@@ -87,6 +93,10 @@ if TYPE_CHECKING:
     from carkinetics.fitting import fit as fit
     from carkinetics.forest import covariate_effects as covariate_effects
     from carkinetics.inference.chains import Settings as Settings
+    from carkinetics.information import Identifiability as Identifiability
+    from carkinetics.information import identifiability as identifiability
+    from carkinetics.information import sensitivity as sensitivity
+    from carkinetics.information import shrinkage as shrinkage
     from carkinetics.infusion import EarlyFall as EarlyFall
     from carkinetics.infusion import early_fall as early_fall
     from carkinetics.late_samples import late_rise as late_rise

@@ -1,5 +1,6 @@
 """Prediction discrepancies and normalised prediction distribution errors: where samples lie among simulated ones."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -33,6 +34,8 @@ class PredictionErrors:
     replicates : int
         Simulated trials in which the samples' places were looked up.
     decorrelation : str
+    units : mapping
+        Of every assay's ``DV`` and ``PRED``.
     label : str
         How the fit was made, where that has to be said.
     """
@@ -40,7 +43,15 @@ class PredictionErrors:
     rows: pd.DataFrame
     replicates: int
     decorrelation: str
+    units: Mapping[str, str]
     label: str = ""
+
+    @staticmethod
+    def quantiles(n: int) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Where ``n`` ordered standard normal numbers lie: median, and 95 % interval of each by itself."""
+        k = np.arange(1, n + 1)
+        low, middle, high = (special.ndtri(special.betaincinv(k, n + 1 - k, q)) for q in (0.025, 0.5, 0.975))
+        return middle, low, high
 
     def table(self) -> pd.DataFrame:
         """Tests of ``NPDE`` against a standard normal, one row an assay.
@@ -64,10 +75,10 @@ def _tests(x: Float[np.ndarray, " n"]) -> dict[str, float]:
     n, found = len(x), {"N": len(x), "MEAN": float(x.mean())}
     if n < 3:
         return found | dict.fromkeys(("P MEAN", "VARIANCE", "P VARIANCE", "P NORMAL", "P"), np.nan)
-    (_, mean), variance = stats.wilcoxon(x), float(x.var(ddof=1))
+    mean, variance = float(np.asarray(stats.wilcoxon(x))[1]), float(x.var(ddof=1))
     side = float(stats.chi2.cdf((n - 1) * variance, n - 1))
     normal = stats.shapiro(x) if n <= _SHAPIRO_MAX else stats.kstest(x, "norm")
-    p = (float(mean), 2 * min(side, 1 - side), float(normal.pvalue))
+    p = (mean, 2 * min(side, 1 - side), float(normal.pvalue))
     found |= {"P MEAN": p[0], "VARIANCE": variance, "P VARIANCE": p[1], "P NORMAL": p[2]}
     return found | {"P": min(1.0, 3 * min(p))}
 
@@ -129,7 +140,8 @@ def npde(
         "NPD": npd,
         "NPDE": errors,
     }
-    return PredictionErrors(pd.DataFrame(rows), len(trials.ln_dv), decorrelation, trials.label)
+    units = {a.name: a.unit for a in trials.model.assays}
+    return PredictionErrors(pd.DataFrame(rows), len(trials.ln_dv), decorrelation, units, trials.label)
 
 
 def bounds(data: Dataset) -> tuple[Float[np.ndarray, " row"], Float[np.ndarray, " row"]]:
