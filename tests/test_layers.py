@@ -30,7 +30,7 @@ LAYERS = (
 )
 # Where other people's packages may be imported: by layer, and by module.
 ONLY_IN_LAYERS = {"numpyro": (3, 4, 5), "pandas": (2, 4, 5, 6, 7), "arviz": (4, 5, 6, 7), "xarray": (4, 5, 6, 7)}
-ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots", "plots_diagnostics")}
+ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots", "plot_parts", "plots_diagnostics")}
 
 
 def module_of(path):

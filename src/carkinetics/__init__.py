@@ -66,6 +66,7 @@ _HOME = {
     "identifiability": "information",
     "Identifiability": "information",
     "individual_fits": "diagnostics",
+    "write_table": "table_files",
     "typical_curves": "model_checks",
 }
 
@@ -127,6 +128,7 @@ if TYPE_CHECKING:
     from carkinetics.structure import AbstractStructure as AbstractStructure
     from carkinetics.structure import level as level
     from carkinetics.summary_checks import predictive_checks as predictive_checks
+    from carkinetics.table_files import write_table as write_table
     from carkinetics.visual_checks import VisualCheck as VisualCheck
     from carkinetics.visual_checks import vpc as vpc
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _DAYS = (0, 1, 3, 7, 14, 28, 60, 90, 180, 365, 730, 1460, 2920)
 _BAND = {"color": GREY, "alpha": 0.25, "lw": 0}
 _NORMAL = 1.959963984540054
+_GAP = 0.1  # between two labels of days, of the axis
+_ENTRY = 1.6  # inches that an entry of a legend needs
 
 
 def _axes(axes, rows: int, columns: int, size: tuple[float, float], **shared) -> "np.ndarray":
@@ -34,14 +36,15 @@ def _axes(axes, rows: int, columns: int, size: tuple[float, float], **shared) ->
     return given.reshape(rows, columns)
 
 
-def _finish(axes: "np.ndarray", label: str) -> None:
+def _finish(axes: "np.ndarray", label: str, entry: float = _ENTRY) -> None:
     for ax in axes.flat:
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     figure = axes.flat[0].figure
     handles, labels = legend(axes)
     if handles:
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5), frameon=False, fontsize=8)
+        columns = max(1, min(len(labels), int(figure.get_figwidth() / entry)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
     say(figure, label)
 
 
@@ -55,13 +58,21 @@ def _days(ax: "Axes", time) -> None:
     """An axis on which early days have room: ``ln(1 + day)``."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    ax.set_xscale(
-        "function",
-        functions=(lambda t: np.sign(t) * np.log1p(np.abs(t)), lambda x: np.sign(x) * np.expm1(np.abs(x))),
-    )
-    low, high = float(np.min(time)), float(np.max(time))
-    ticks = [d for d in _DAYS if low <= d <= high] or [low, high]
-    ax.xaxis.set_major_locator(FixedLocator(ticks[-1::-2][::-1] if len(ticks) > 9 else ticks))
+    def forward(t):
+        return np.sign(t) * np.log1p(np.abs(t))
+
+    def back(x):
+        return np.sign(x) * np.expm1(np.abs(x))
+
+    ax.set_xscale("function", functions=(forward, back))
+    low, high = forward(float(np.min(time))), forward(float(np.max(time)))
+    room = max(high - low, 0.5)
+    ax.set_xlim(back(low - 0.04 * room), back(high + 0.04 * room))
+    ticks: list[float] = []
+    for day in reversed(_DAYS):  # those that fit, from the last one back
+        if low <= forward(day) <= high and (not ticks or forward(ticks[-1]) - forward(day) > _GAP * room):
+            ticks.append(day)
+    ax.xaxis.set_major_locator(FixedLocator(ticks or [float(np.min(time))]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(lambda t, _: f"{t:g}")
 
@@ -187,41 +198,41 @@ def vpc(check: VisualCheck, *, axes: "np.ndarray | None" = None) -> "np.ndarray"
         limit ends there.
     """
     panels = list(check.bins)
-    axes = _axes(axes, 2, len(panels), (4.2 if len(panels) == 1 else 3.2, 2.2), height_ratios=[2.2, 1])
+    one_unit = len({check.units[assay] for assay, _ in panels}) == 1
+    axes = _axes(axes, 2, len(panels), (5.8 if len(panels) == 1 else 3.2, 2.3), height_ratios=[2.2, 1])
+    floor = float(np.nanmin([check.samples["DV"].min(), check.percentiles["LOW"].min()])) / 2
     for (top, bottom), panel in zip(axes.T, panels, strict=True):
-        of = [
-            (t["DVID"] == panel[0]) & (t["STRATUM"] == panel[1]) for t in (check.percentiles, check.blq, check.samples)
-        ]
-        rows, blq, seen = (t[here] for t, here in zip((check.percentiles, check.blq, check.samples), of, strict=True))
-        _levels(top, rows, blq, seen)
-        corrected = "" if check.correction == "none" else f", {check.correction}-corrected"
-        top.set_title(" ".join(filter(None, map(shorten, panel))), fontsize=9)
+        rows, blq, seen = (
+            t[(t["DVID"] == panel[0]) & (t["STRATUM"] == panel[1])]
+            for t in (check.percentiles, check.blq, check.samples)
+        )
+        one_limit = (
+            blq if check.correction == "none" else blq.assign(LLOQ=np.nan)
+        )  # corrected, it is another in each row
+        _levels(top, rows, one_limit, seen, floor if one_unit else float(seen["DV"].min()) / 4)
+        corrected = "" if check.correction == "none" else f",\n{check.correction}-corrected"
+        top.set_title(shorten(panel[1], 40), fontsize=9)
         top.set_ylabel(f"{shorten(panel[0])} ({check.units[panel[0]]}){corrected}", fontsize=8)
         _shares(bottom, blq)
         for ax in (top, bottom):
             _days(ax, seen["TIME"])
         bottom.set_xlabel("days since infusion", fontsize=8)
-    if check.correction != "reference":
-        _same_limits(axes[0])
-    _finish(axes, check.label)
+    if one_unit:
+        most = max(ax.get_ylim()[1] for ax in axes[0])
+        for ax in axes[0]:
+            ax.set_ylim(floor, most)
+    _finish(axes, check.label, entry=2.6)
     return axes
 
 
-def _same_limits(axes: "np.ndarray") -> None:
-    low, high = zip(*(ax.get_ylim() for ax in axes), strict=True)
-    for ax in axes:
-        ax.set_ylim(min(low), max(high))
-
-
-def _levels(ax: "Axes", rows: pd.DataFrame, blq: pd.DataFrame, seen: pd.DataFrame) -> None:
+def _levels(ax: "Axes", rows: pd.DataFrame, blq: pd.DataFrame, seen: pd.DataFrame, floor: float) -> None:
     quantified = seen["CENS"] == 0
     ax.plot(seen["TIME"][quantified], seen["DV"][quantified], "o", ms=2, color=GREY, alpha=0.5, mew=0, label="samples")
     below = seen["CENS"] == 1
     if below.any():
         ax.plot(
-            seen["TIME"][below], seen["DV"][below], "v", ms=2.5, mfc="none", mec=GREY, mew=0.5, label="below the limit"
+            seen["TIME"][below], seen["DV"][below], "v", ms=3, mfc="none", mec=ORANGE, mew=0.5, label="below the limit"
         )
-    floor = float(np.nanmin([seen["DV"].min(), rows["LOW"].min()])) / 2
     ax.set_yscale("log")
     for percentile, part in rows.groupby("PERCENTILE"):
         middle = percentile == 50
@@ -286,6 +297,7 @@ def individual_fits(
         mine = (data.subject == data.subjects.index(subject)) & (data.assay == k)
         samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
         ax.set_yscale("log")
+        _days(ax, part["TIME"][part["ID"] == subject])
         if shown.size:
             ax.set_ylim(max(shown.min(), 1e-300) / 6, shown.max() * 6)
         ax.set_title(shorten(subject), fontsize=8, pad=2)

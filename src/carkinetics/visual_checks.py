@@ -137,7 +137,7 @@ def vpc(
     reference = reference_ln_pred(source, data) if correction == "reference" else None
     tables, blq, reasons = [], [], {}
     rows = _Rows(trials, stratum, np.zeros(data.n_obs, int), *_censored(trials))
-    for panel in dict.fromkeys(zip(trials.assay, stratum, strict=True)):
+    for panel in _panels(trials, stratum, stratify or ""):
         here = np.flatnonzero((trials.assay == panel[0]) & (stratum == panel[1]))
         found = make_bins(data.time[here], bins)
         rows.bin[here], reasons[panel] = found.of(data.time[here]), found.reason
@@ -185,17 +185,29 @@ def _strata(data: Dataset, column: str | None) -> np.ndarray:
     if column is None:
         return np.full(data.n_obs, "", dtype=object)
     x = baseline(data, column)
-    if x.dtype != object:
-        known = np.unique(x[~np.isnan(x)])
-        words = np.array([f"{column} {v:g}" for v in x], dtype=object)
-        if len(known) > _CATEGORIES:
-            cuts = np.quantile(x[~np.isnan(x)], (0, 1 / 3, 2 / 3, 1))
-            third = np.clip(np.searchsorted(cuts, x, side="right") - 1, 0, 2)
-            words = np.array([f"{column} {cuts[k]:.3g} to {cuts[k + 1]:.3g}" for k in third], dtype=object)
-        words[np.isnan(x)] = f"{column} unknown"
-    else:
-        words = np.array([f"{column} {v or 'unknown'}" for v in x], dtype=object)
+    if x.dtype == object:
+        return np.array([f"{column} {v or 'unknown'}" for v in x], dtype=object)[data.subject]
+    known = np.unique(x[~np.isnan(x)])
+    words = np.array([f"{column} {v:g}" for v in x], dtype=object)
+    if len(known) > _CATEGORIES:
+        cuts = np.quantile(x[~np.isnan(x)], (0, 1 / 3, 2 / 3, 1))
+        third = np.clip(np.searchsorted(cuts, x, side="right") - 1, 0, 2)
+        words = np.array([f"{column} {cuts[k]:.3g} to {cuts[k + 1]:.3g}" for k in third], dtype=object)
+    words[np.isnan(x)] = f"{column} unknown"
     return words[data.subject]
+
+
+def _panels(trials: Replicated, stratum: np.ndarray, column: str) -> list[tuple[str, str]]:
+    """Assays in the data's order, and of each its strata: numbers by size, words by the alphabet, unknown ones last."""
+
+    def place(words: str) -> tuple:
+        try:
+            return (0, float(words.removeprefix(f"{column} ").split(" ")[0]), words)
+        except ValueError:
+            return (2 if words.endswith(" unknown") else 1, 0.0, words)
+
+    found = set(zip(trials.assay, stratum, strict=True))
+    return sorted(found, key=lambda panel: (trials.data.assays.index(panel[0]), *place(panel[1])))
 
 
 def _correct(rows: _Rows, at: Int[np.ndarray, " n"], correction: Correction, reference) -> None:
