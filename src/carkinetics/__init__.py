@@ -61,6 +61,8 @@ _HOME = {
     "lopo": "predictive",
     "nca": "noncompartmental",
     "persistence": "side_by_side",
+    "npde": "prediction_errors",
+    "PredictionErrors": "prediction_errors",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -68,6 +70,15 @@ _HOME = {
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
+    "vpc": "visual_checks",
+    "VisualCheck": "visual_checks",
+    "predictive_checks": "summary_checks",
+    "shrinkage": "information",
+    "sensitivity": "information",
+    "identifiability": "information",
+    "Identifiability": "information",
+    "individual_fits": "diagnostics",
+    "write_table": "table_files",
     "typical_curves": "model_checks",
 }
 
@@ -85,6 +96,7 @@ if TYPE_CHECKING:
     from carkinetics.dependence import Horseshoe as Horseshoe
     from carkinetics.dependence import Mixture as Mixture
     from carkinetics.diagnostics import gof as gof
+    from carkinetics.diagnostics import individual_fits as individual_fits
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
     from carkinetics.errors import DataWarning as DataWarning
@@ -100,6 +112,10 @@ if TYPE_CHECKING:
     from carkinetics.fitting import fit as fit
     from carkinetics.forest import covariate_effects as covariate_effects
     from carkinetics.inference.chains import Settings as Settings
+    from carkinetics.information import Identifiability as Identifiability
+    from carkinetics.information import identifiability as identifiability
+    from carkinetics.information import sensitivity as sensitivity
+    from carkinetics.information import shrinkage as shrinkage
     from carkinetics.infusion import EarlyFall as EarlyFall
     from carkinetics.infusion import early_fall as early_fall
     from carkinetics.late_samples import late_rise as late_rise
@@ -118,6 +134,8 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Treatment as Treatment
     from carkinetics.noncompartmental import Nca as Nca
     from carkinetics.noncompartmental import nca as nca
+    from carkinetics.prediction_errors import PredictionErrors as PredictionErrors
+    from carkinetics.prediction_errors import npde as npde
     from carkinetics.predictive import LeftOut as LeftOut
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
@@ -133,6 +151,10 @@ if TYPE_CHECKING:
     from carkinetics.stress import stress_test as stress_test
     from carkinetics.structure import AbstractStructure as AbstractStructure
     from carkinetics.structure import level as level
+    from carkinetics.summary_checks import predictive_checks as predictive_checks
+    from carkinetics.table_files import write_table as write_table
+    from carkinetics.visual_checks import VisualCheck as VisualCheck
+    from carkinetics.visual_checks import vpc as vpc
 
 __all__ = sorted(_HOME)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -163,7 +163,7 @@ class _Table:
         return {"R-hat": float(rhat.max()), "ESS": float(bulk.min())}
 
     def _shrinkage(self, name: str) -> float:
-        means = self.post["eta"].sel(parameter=name).mean(("chain", "draw")).values
+        means = self.post["eta"].sel(parameter=name).astype(float).mean(("chain", "draw")).values
         return 1 - float(np.std(means, ddof=1)) / float(self.post["omega"].sel(parameter=name).mean())
 
 

@@ -13,12 +13,16 @@ from carkinetics.diagnostics import individual_curves
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
+from carkinetics.plot_parts import BLACK, BLUE, GREEN, GREY, ORANGE, legend, samples, say, shorten
+from carkinetics.plots_diagnostics import gof, individual_fits, npde, vpc
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: told apart by readers with any colour vision.
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
+__all__ = [
+    "forest", "gof", "individual_fits", "individuals", "npde", "observed_predicted", "posteriors", "prior_predictive",
+    "save", "shorten", "spread", "typical", "vpc",
+]  # fmt: skip
 
 
 def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12, columns: int = 4) -> "np.ndarray":
@@ -53,9 +57,9 @@ def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12,
     shown = fit.data.dv[np.isin(fit.data.subject, [names.index(s) for s in chosen])]
     if shown.size:
         axes[0, 0].set_ylim(shown.min() / 4, shown.max() * 6)
-    handles, labels = _legend(axes)
+    handles, labels = legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
-    _say(figure, fit.label)
+    say(figure, fit.label)
     return axes.flatten()[: len(chosen)]
 
 
@@ -98,12 +102,6 @@ def typical(curves: pd.DataFrame, *, title: str = "", unit: str = "", lloq: floa
     return axes.flatten()[: len(names)]
 
 
-def _say(figure, label: str) -> None:
-    """How the fit was made, on the figure itself, where that has to be said: below it, as legends are above."""
-    if label:
-        figure.supxlabel(label, fontsize=9, color=ORANGE)
-
-
 def save(axes: "np.ndarray", path: Path | BytesIO, *, dpi: int = 130) -> None:
     """Write the figure of these axes as a PNG, to a path or an open file; no display is needed, nothing stays open."""
     import matplotlib.pyplot as plt
@@ -119,14 +117,6 @@ def spread(total: int, n: int) -> list[int]:
     return sorted({round(i) for i in np.linspace(0, total - 1, min(n, total))})
 
 
-def _legend(axes) -> tuple[list, list[str]]:
-    found = {}
-    for ax in axes.flat:
-        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    return list(found.values()), list(found)
-
-
 def _individual(ax: "Axes", fit: Fit, subject: str, curves: pd.DataFrame) -> None:
     data = fit.data
     for k, (_, curve) in enumerate(curves.groupby("DVID")):
@@ -136,26 +126,11 @@ def _individual(ax: "Axes", fit: Fit, subject: str, curves: pd.DataFrame) -> Non
         ax.plot(time, curve["IPRED"], color=color, lw=1.3, label="individual")
         ax.plot(time, curve["PRED"], color=GREY, lw=0.9, ls="--", label="typical patient")
     mine = data.subject == data.subjects.index(subject)
-    _samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
+    samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
     ax.set_yscale("log")
     ax.set_title(shorten(subject), fontsize=8, pad=2)
     ax.tick_params(labelsize=7)
     ax.spines[["top", "right"]].set_visible(False)
-
-
-def _samples(ax: "Axes", x, dv, cens) -> None:
-    quantified, below = cens == 0, cens == 1
-    ax.plot(x[quantified], dv[quantified], "o", ms=3.2, color=BLACK, alpha=0.75, mew=0, label="quantified", zorder=3)
-    if below.any():
-        ax.plot(x[below], dv[below], "v", ms=4, mfc="white", mec=ORANGE, label="below the limit", zorder=3)
-    if (cens == -1).any():
-        ax.plot(x[cens == -1], dv[cens == -1], "^", ms=4, mfc="white", mec=ORANGE, label="above the limit", zorder=3)
-
-
-def shorten(text: str, limit: int = 18) -> str:
-    """An identifier short enough for a title; matplotlib's mathematics switched off."""
-    text = text if len(text) <= limit else text[: limit - 1] + "…"
-    return text.replace("$", r"\$")
 
 
 def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug", label: str = "") -> "np.ndarray":
@@ -174,15 +149,15 @@ def observed_predicted(gof: pd.DataFrame, *, unit: str = "copies/ug", label: str
         ax.plot(limits, limits, color=GREY, lw=1)
         # Predictions far below any limit tell no more than one at the edge of the panel.
         x = gof[name].clip(lower=floor * 1.15).to_numpy()
-        _samples(ax, x, gof["DV"].to_numpy(), gof["CENS"].to_numpy())
+        samples(ax, x, gof["DV"].to_numpy(), gof["CENS"].to_numpy())
         ax.set(xscale="log", yscale="log", xlim=limits, ylim=limits, aspect="equal")
         ax.set_xlabel(f"{name}, {kind} ({unit})", fontsize=8)
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"observed ({unit})", fontsize=8)
-    handles, labels = _legend(axes)
+    handles, labels = legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8)
-    _say(figure, label)
+    say(figure, label)
     return axes
 
 
@@ -225,9 +200,9 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
-    handles, labels = _legend(axes)
+    handles, labels = legend(axes)
     axes.flat[-1].figure.legend(handles, labels, loc="outside upper center", ncols=3, frameon=False, fontsize=8)
-    _say(axes.flat[-1].figure, fit.label)
+    say(axes.flat[-1].figure, fit.label)
     return axes.flatten()[: len(names)]
 
 
@@ -300,7 +275,7 @@ def prior_predictive(expected: pd.DataFrame, data: Dataset) -> "np.ndarray":
         part, here = expected[expected["DVID"] == assay], data.assay == data.assays.index(assay)
         ax.fill_between(part["TIME"], part["LOW"], part["HIGH"], color=GREY, alpha=0.3, lw=0, label="90 % of samples")
         ax.plot(part["TIME"], part["MEDIAN"], color=BLACK, lw=1.2, label="median")
-        _samples(ax, data.time[here], data.dv[here], data.cens[here])
+        samples(ax, data.time[here], data.dv[here], data.cens[here])
         ax.set_yscale("log")
         seen = data.dv[here]
         ax.set_ylim(max(part["LOW"].max() * 1e-6, seen.min() * 0.01), max(seen.max(), part["HIGH"].max()) * 3)
@@ -308,6 +283,6 @@ def prior_predictive(expected: pd.DataFrame, data: Dataset) -> "np.ndarray":
         ax.set_title(f"{shorten(assay)} ({unit})", fontsize=9)
         ax.set_xlabel("day", fontsize=8)
         ax.tick_params(labelsize=8)
-    handles, labels = _legend(axes)
+    handles, labels = legend(axes)
     figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False, fontsize=8)
     return axes.flatten()

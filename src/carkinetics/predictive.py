@@ -32,6 +32,7 @@ from carkinetics.model import Model
 from carkinetics.model_parts import nearest_or_raise
 from carkinetics.observations import Observations, make_observations, row_positions
 from carkinetics.population import Population, population
+from carkinetics.replication import from_population, predictions
 from carkinetics.residuals import RESIDUALS
 
 DRAWS = 2000  # of the population, spread evenly over the chains
@@ -225,7 +226,7 @@ def _answers(question: _Question, phi: Float[np.ndarray, "draw phi"]) -> _Answer
     model, for_every, for_given = question.fit.model, *jax.random.split(question.key)
     every, sets, _ = _integrated(model, question.every, question.of_every, jnp.asarray(phi), for_every)
     if question.given is None or question.of_given is None:
-        x = _from_population(model, question.every, jnp.asarray(phi), for_given)
+        x = from_population(model, question.every, jnp.asarray(phi), for_given, each=PER_DRAW)
         return _Answers(phi, np.asarray(every), np.zeros(every.shape), np.asarray(sets), np.asarray(x))
     given, fewer, x = _integrated(model, question.given, question.of_given, jnp.asarray(phi), for_given)
     return _Answers(phi, *(np.asarray(a) for a in (every, given, jnp.minimum(sets, fewer), x)))
@@ -273,23 +274,6 @@ def _constant(k: int) -> float:
     return -0.5 * k * math.log(2 * math.pi) - t
 
 
-@partial(jax.jit, static_argnums=0)
-def _from_population(model: Model, obs: Observations, phis: Float[Array, "draw phi"], key):
-    """Random parameters of new patients with these patients' covariates, of every draw."""
-    layout = make_layout(model)
-
-    def of_one(phi, key):
-        of = population(layout, phi, obs.design)
-        for_class, for_z = jax.random.split(key)
-        z = jax.random.normal(for_z, (PER_DRAW, len(layout.random), obs.n_subjects))
-        if of.step is not None and of.log_odds is not None:
-            second = jax.random.bernoulli(for_class, jax.nn.sigmoid(of.log_odds), (PER_DRAW, 1, obs.n_subjects))
-            z = z + second * of.away[:, None]
-        return jax.vmap(of.varying)(z)
-
-    return jax.lax.map(lambda each: of_one(*each), (phis, jax.random.split(key, len(phis))))
-
-
 def _smoothed(log_ratios: Float[np.ndarray, "draw subject"]):
     """Pareto-smoothed log weights of sum one, and the shapes of their tails, by patient."""
     from arviz_stats.base.array import array_stats
@@ -333,7 +317,7 @@ def _to_ln(question: _Question) -> Float[np.ndarray, " row"]:
 def _rows(question: _Question, answers: _Answers, weights: Float[np.ndarray, "draw subject"]) -> pd.DataFrame:
     """Where every asked sample lies in its predicted distribution."""
     model, data, asked = question.fit.model, question.fit.data, question.asked
-    curves, residual = _predictions(model, question.every, jnp.asarray(answers.phi), jnp.asarray(answers.x))
+    curves, residual = predictions(model, question.every, jnp.asarray(answers.phi), jnp.asarray(answers.x))
     at = np.flatnonzero(asked)
     curves = np.asarray(curves)[..., row_positions(model, data)[at]]
     weight = weights[:, data.subject[at]] / PER_DRAW  # (draw, row)
@@ -373,18 +357,6 @@ def _rows(question: _Question, answers: _Answers, weights: Float[np.ndarray, "dr
             "HIGH": np.clip(high, 0, 1),
         }
     )
-
-
-@partial(jax.jit, static_argnums=0)
-def _predictions(model: Model, obs: Observations, phis: Float[Array, "draw phi"], x):
-    """Natural log of every row's prediction, of every draw and patient drawn from it; and residual parameters."""
-    layout = make_layout(model)
-
-    def of_one(phi, x):
-        of = population(layout, phi, obs.design)
-        return jax.vmap(lambda x: ln_pred(layout, of.parameters(x), obs))(x), of.residual
-
-    return jax.lax.map(lambda each: of_one(*each), (phis, x), batch_size=_BATCH)
 
 
 def _replaced(found: LeftOut, name: str, by: LeftOut) -> LeftOut:
