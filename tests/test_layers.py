@@ -23,7 +23,7 @@ LAYERS = (
     "layout priors observations population density",
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
-    "metric diagnostics forest late_samples prior_trials predictive",
+    "metric diagnostics forest late_samples prior_trials predictive response response.*",
     "plots outputs",
     "demo config cli __main__",
 )

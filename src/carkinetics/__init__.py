@@ -50,6 +50,11 @@ _HOME = {
     "load_fit": "fit_file",
     "load_model": "model_files",
     "lopo": "predictive",
+    "logistic": "response.logistic_model",
+    "ordinal": "response.ordinal_model",
+    "tte": "response.tte_model",
+    "ResponseOptions": "response.options",
+    "with_error": "response.measured",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -102,6 +107,11 @@ if TYPE_CHECKING:
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
+    from carkinetics.response.logistic_model import logistic as logistic
+    from carkinetics.response.measured import with_error as with_error
+    from carkinetics.response.options import ResponseOptions as ResponseOptions
+    from carkinetics.response.ordinal_model import ordinal as ordinal
+    from carkinetics.response.tte_model import tte as tte
     from carkinetics.review import Review as Review
     from carkinetics.simulation import Simulation as Simulation
     from carkinetics.simulation import simulate as simulate
