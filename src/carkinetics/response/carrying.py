@@ -34,7 +34,7 @@ from jaxtyping import Float
 from carkinetics.model_parts import nearest_or_raise
 
 TWO_STAGE = ("propagate", "point", "joint")
-NODES = 32  # of the quadrature over one patient's draws: exact for polynomials up to degree 63
+NODES = 20  # of the quadrature over one patient's draws: exact for polynomials up to degree 39
 _MOST_FACTORS = 5
 _FLAT = 1e-8  # of the SD of draws: below it they are all the same
 

@@ -63,8 +63,8 @@ class OrdinalResponse(AbstractResponse):
         Returns
         -------
         DataFrame
-            By threshold (grade at least ``GRADE``): ``SLOPE``, ``DEPARTURE`` from the first threshold's with ``LOW`` and
-            ``HIGH`` of the departure (95 %) and ``P``, twice the smaller posterior probability of either sign. In
+            By threshold (grade at least ``GRADE``): ``SLOPE``, ``DEPARTURE`` from the first threshold's with ``LOW``
+            and ``HIGH`` of the departure (95 %) and ``P``, twice the smaller posterior probability of either sign. In
             ``attrs["ln_bayes_factor"]`` the log evidence for departures against proportional odds (priors N(0, 1)).
 
         Raises

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Literal
 
 import jax
@@ -18,7 +18,7 @@ from carkinetics.parameter_table import INTERVAL
 from carkinetics.response.carrying import TWO_STAGE, carried
 from carkinetics.response.guards import CAUTION, MILD, Finding
 from carkinetics.response.patients import Patients
-from carkinetics.response.sampling import K_MAX, Arrays, Posterior, find_mode, sample
+from carkinetics.response.sampling import K_MAX, Arrays, Posterior, find_mode, log_likelihoods, sample
 from carkinetics.response.terms import AbstractTerms, acting
 
 FOLDS = (2.0, 10.0)
@@ -106,6 +106,11 @@ class AbstractResponse(ABC):
     def draws(self) -> pd.DataFrame:
         """One row a draw, one column a parameter (of standardised ln exposure and covariates)."""
         return pd.DataFrame(self.posterior.draws, columns=list(self.terms.names))
+
+    @cached_property
+    def log_lik(self) -> Float[np.ndarray, "draw subject"]:
+        """Each patient's log likelihood at every draw, his exposure integrated out."""
+        return log_likelihoods(self.terms, self.arrays, self.posterior)
 
     def table(self) -> pd.DataFrame:
         """Parameters: ``MEDIAN LOW HIGH`` (95 % interval), ``POSITIVE`` (probability of being above 0), their prior.

@@ -28,7 +28,8 @@ from carkinetics.inference.gates import convergence
 from carkinetics.response.terms import AbstractTerms
 
 DRAWS = 4000
-POINTS = 2**13  # of the mixture
+POINTS = (2**12, 2**15)  # of the mixture: the second where the first do not carry enough
+ENOUGH = 2000  # effective draws
 K_MAX = 0.7  # shape of the weights' tail beyond which they are not reliable
 CHAINS, WARMUP = 4, 1000  # of NUTS
 _LEARNING = 2**10  # points of a round
@@ -58,8 +59,6 @@ class Posterior:
     ----------
     draws : array of shape (draw, parameter)
         Of the terms' ``names``; factors of ``joint`` are in ``factors``.
-    log_lik : array of shape (draw, subject)
-        Each patient's log likelihood, his exposure integrated out.
     log_evidence : float
         Log marginal likelihood of all outcomes; NaN of NUTS and of flat priors.
     method : {"importance", "nuts"}
@@ -69,7 +68,6 @@ class Posterior:
 
     draws: Float[np.ndarray, "draw parameter"]
     factors: Float[np.ndarray, "draw factor"]
-    log_lik: Float[np.ndarray, "draw subject"]
     log_evidence: float
     method: str
     numbers: dict[str, float]
@@ -175,8 +173,11 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
         for round_ in range(_ROUNDS):
             proposal = _learnt(proposal, target, seed=seed + round_)
         if method != "nuts":
-            x, log_ratio = proposal.points(POINTS, seed + _ROUNDS, target)
-            found = _weighted(terms, a, x, log_ratio, seed=seed, draws=draws)
+            for n in POINTS:
+                x, log_ratio = proposal.points(n, seed + _ROUNDS, target)
+                found = _weighted(terms, x, log_ratio, seed=seed, draws=draws)
+                if found.numbers["k"] <= K_MAX and found.numbers["ess"] >= ENOUGH:
+                    return found
             if method == "importance" or found.numbers["k"] <= K_MAX:
                 return found
         return _nuts(terms, a, proposal, seed=seed, draws=draws)
@@ -245,7 +246,7 @@ def _learnt(proposal: _Mixture, target: Callable, *, seed: int) -> _Mixture:
     return _Mixture(centres, shapes, shares / shares.sum())
 
 
-def _weighted(terms, a, x, log_ratio, *, seed: int, draws: int) -> Posterior:
+def _weighted(terms: AbstractTerms, x, log_ratio, *, seed: int, draws: int) -> Posterior:
     from arviz_stats.base.array import array_stats
 
     evidence = float(logsumexp(log_ratio) - np.log(len(log_ratio)))
@@ -258,13 +259,19 @@ def _weighted(terms, a, x, log_ratio, *, seed: int, draws: int) -> Posterior:
     chosen = x[random.permutation(np.minimum(at, len(x) - 1))]
     if any(np.isinf(sd) for _, _, sd in terms.priors):  # an improper prior has no evidence
         evidence = float("nan")
-    return _posterior(terms, a, chosen, evidence, "importance", {"k": float(k), "ess": ess})
+    return _posterior(terms, chosen, evidence, "importance", {"k": float(k), "ess": ess})
 
 
-def _posterior(terms, a, x, evidence: float, method: str, numbers: dict[str, float]) -> Posterior:
+def _posterior(terms: AbstractTerms, x, evidence: float, method: str, numbers: dict[str, float]) -> Posterior:
     n = len(terms.names)
-    log_lik = np.asarray(_log_liks(terms, jnp.asarray(x), a))
-    return Posterior(x[:, :n], x[:, n:], log_lik, evidence, method, numbers)
+    return Posterior(x[:, :n], x[:, n:], evidence, method, numbers)
+
+
+def log_likelihoods(terms: AbstractTerms, a: Arrays, p: Posterior) -> Float[np.ndarray, "draw subject"]:
+    """Each patient's log likelihood at every draw, his exposure integrated out."""
+    with jax.enable_x64(True):
+        x = jnp.asarray(np.concatenate([p.draws, p.factors], axis=1))
+        return np.asarray(_log_liks(terms, x, jax.tree.map(jnp.asarray, a)))
 
 
 def _nuts(terms: AbstractTerms, a: Arrays, proposal: _Mixture, *, seed: int, draws: int) -> Posterior:
@@ -293,4 +300,4 @@ def _nuts(terms: AbstractTerms, a: Arrays, proposal: _Mixture, *, seed: int, dra
         "ess_tail": float(tail.min()),
         "divergences": float(np.sum(run.get_extra_fields()["diverging"])),
     }
-    return _posterior(terms, a, found.reshape(-1, found.shape[2]), float("nan"), "nuts", numbers)
+    return _posterior(terms, found.reshape(-1, found.shape[2]), float("nan"), "nuts", numbers)
