@@ -79,6 +79,7 @@ class OrdinalResponse(AbstractResponse):
         """
         if len(self.levels) < 3 or self.terms.form != "linear":
             raise ModelError(f"{self.what}: proportionality is asked of three grades or more, and of form='linear'.")
+        assert isinstance(self.terms, Graded)
         terms = replace(self.terms, proportional=False)
         partial = sample(terms, self.arrays, seed=self.seed)
         slope = partial.draws[:, terms.names.index("slope")]

@@ -69,7 +69,7 @@ class Patients:
         x = np.asarray(exposure, float)
         if not (x > 0).all() or not np.isfinite(x).all():
             raise ModelError(f"{self.metric.name}: exposures must be finite and above 0, as their logarithm is used.")
-        return (np.log(x) - self.centre) / self.scale
+        return np.asarray((np.log(x) - self.centre) / self.scale)
 
     def only(self, keep: Bool[np.ndarray, " subject"], note: str) -> "Patients":
         """Some of them; the standardisation is theirs."""

@@ -32,12 +32,14 @@ POINTS = (2**12, 2**15)  # of the mixture: the second where the first do not car
 ENOUGH = 2000  # effective draws
 K_MAX = 0.7  # shape of the weights' tail beyond which they are not reliable
 CHAINS, WARMUP = 4, 1000  # of NUTS
-_LEARNING = 2**10  # points of a round
+_BLOCK = 2**10  # points evaluated at once: one size, so that it compiles once
+_LEARNING = _BLOCK  # points of a round
 _ROUNDS = 3
 _FREEDOM = 5
 _STEPS = 200  # of Newton's method, at most
-_LOST = 1e-8  # curvature, of its largest: below it there is no maximum
+_LOST = 1e-8  # curvature, of that at the start of the search: below it there is no maximum
 _BATCH = 64
+_FAR = 1e4  # standardised: nothing estimated lies there
 
 
 class Arrays(NamedTuple):
@@ -119,13 +121,14 @@ def find_mode(
         a = jax.tree.map(jnp.asarray, a)
         x = np.concatenate([start, np.zeros(a.loadings.shape[0])])
         value, slope, hessian = (np.asarray(v, float) for v in _expansion(terms, jnp.asarray(x), a))
+        first = -hessian
         for _ in range(_STEPS):
             values, vectors = np.linalg.eigh(-hessian)
             along = vectors.T @ slope
             curvature = np.maximum(np.abs(values), 1e-6 * np.abs(values).max())
             step, gain = vectors @ (along / curvature), float((along**2 / curvature).sum())
             if gain < 1e-20 * max(1.0, abs(float(value))):
-                return x, float(value), _certain(terms, -hessian, x)
+                return x, float(value), _certain(terms, -hessian, first, x)
             step *= min(1.0, 5.0 / np.abs(step).max())
             for _ in range(40):
                 trial = tuple(np.asarray(v, float) for v in _expansion(terms, jnp.asarray(x + step), a))
@@ -133,15 +136,17 @@ def find_mode(
                     break
                 step = step / 2
             else:
-                return x, float(value), _certain(terms, -hessian, x)  # rounding allows no better
+                return x, float(value), _certain(terms, -hessian, first, x)  # rounding allows no better
             x = x + step
             value, slope, hessian = trial
     raise FitError(_no_mode(terms))
 
 
-def _certain(terms: AbstractTerms, curvature: Float[np.ndarray, "x x"], x: Float[np.ndarray, " x"]):
-    values = np.linalg.eigvalsh(curvature)
-    if values[0] < _LOST * values[-1] or np.abs(x).max(initial=0) > 1e4:
+def _certain(terms: AbstractTerms, curvature, first, x: Float[np.ndarray, " x"]) -> Float[np.ndarray, "x x"]:
+    """The curvature at a mode, unless it is lost in some direction beside what it was where the search began."""
+    values, vectors = np.linalg.eigh(first)
+    root = vectors / np.sqrt(np.maximum(np.abs(values), 1e-12 * np.abs(values).max()))
+    if np.linalg.eigvalsh(root.T @ curvature @ root)[0] < _LOST or np.abs(x).max(initial=0) > _FAR:
         raise FitError(_no_mode(terms))
     return curvature
 
@@ -166,10 +171,7 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
         centres, covariances, shares = _modes(terms, a)
         proposal = _Mixture(centres, covariances, shares)
 
-        def target(x: np.ndarray) -> np.ndarray:
-            found = np.asarray(_log_posteriors(terms, jnp.asarray(x), a))
-            return np.where(np.isnan(found), -np.inf, found)
-
+        target = partial(_target, terms, a)
         for round_ in range(_ROUNDS):
             proposal = _learnt(proposal, target, seed=seed + round_)
         if method != "nuts":
@@ -181,6 +183,13 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
             if method == "importance" or found.numbers["k"] <= K_MAX:
                 return found
         return _nuts(terms, a, proposal, seed=seed, draws=draws)
+
+
+def _target(terms: AbstractTerms, a: Arrays, x: Float[np.ndarray, "n x"]) -> Float[np.ndarray, " n"]:
+    """Log posterior density at a whole number of blocks of points; where it is not a number there is none."""
+    blocks = [np.asarray(_log_posteriors(terms, jnp.asarray(b), a)) for b in np.split(x, len(x) // _BLOCK)]
+    found = np.concatenate(blocks)
+    return np.where(np.isnan(found), -np.inf, found)
 
 
 def _modes(terms: AbstractTerms, a: Arrays):
@@ -280,7 +289,7 @@ def _nuts(terms: AbstractTerms, a: Arrays, proposal: _Mixture, *, seed: int, dra
 
     best = int(proposal.shares.argmax())
     centre, root = jnp.asarray(proposal.centres[best]), jnp.asarray(np.linalg.cholesky(proposal.shapes[best]))
-    x, log_ratio = proposal.points(_LEARNING, seed, lambda x: np.asarray(_log_posteriors(terms, jnp.asarray(x), a)))
+    x, log_ratio = proposal.points(_LEARNING, seed, partial(_target, terms, a))
     weight = np.exp(log_ratio - logsumexp(log_ratio))
     begin = np.random.default_rng(seed).choice(len(x), CHAINS, p=weight / weight.sum())
     white = np.linalg.solve(np.asarray(root), (x[begin] - np.asarray(centre)).T).T

@@ -12,7 +12,6 @@ Gelman A, Jakulin A, Pittau MG, Su YS. Ann Appl Stat 2008;2:1360-1383, doi:10.12
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -134,11 +133,11 @@ class AbstractTerms(ABC):
             found.append(start)
         return tuple(found)
 
-    def flat(self) -> Self:
+    def flat(self) -> "AbstractTerms":
         """The same with flat priors: its mode is the maximum of the likelihood."""
         return replace(self, priors=tuple((name, 0.0, float("inf")) for name in self.names))
 
-    def with_priors(self, given: Mapping[str, Prior] | str | None) -> Self:
+    def with_priors(self, given: Mapping[str, Prior] | str | None) -> "AbstractTerms":
         """With these priors; ``"flat"`` for none at all."""
         if given is None:
             return self
