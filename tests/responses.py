@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 import carkinetics as ck
 
@@ -33,3 +34,15 @@ def responders(n, slope, seed, intercept=0.0):
     x = rng.normal(size=n)
     y = rng.random(n) < 1 / (1 + np.exp(-intercept - slope * x))
     return np.exp(x), y.astype(int)
+
+
+@pytest.fixture
+def modes_only(monkeypatch):
+    """Fits without draws, where only their modes are asked for."""
+    import carkinetics.response.result as result
+    from carkinetics.response.sampling import Posterior
+
+    def nothing(terms, arrays, *, seed, **_):
+        return Posterior(np.zeros((1, len(terms.names))), np.zeros((1, 0)), 0.0, "importance", {"k": 0.0, "ess": 1e4})
+
+    monkeypatch.setattr(result, "sample", nothing)

@@ -10,7 +10,9 @@ from scipy.special import expit, log_expit
 from scipy.stats import norm
 
 import carkinetics as ck
-from responses import drawn, names, observed, responders, series
+from responses import drawn, modes_only, names, observed, responders, series
+
+__all__ = ["modes_only"]
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def burdened():
     return x, y, z
 
 
-def test_the_maximum_of_the_likelihood_is_that_of_statsmodels(burdened):
+def test_the_maximum_of_the_likelihood_is_that_of_statsmodels(burdened, modes_only):
     """If it fails, the likelihood, the covariates' coding or the search is wrong."""
     x, y, z = burdened
     fitted = ck.logistic(observed(x), series(y, "ORR"), seed=1, covariates=z)
@@ -46,7 +48,7 @@ def emax_by_hand(theta, u, s, y, hill):
 
 
 @pytest.mark.parametrize("hill", [False, True])
-def test_emax_models_have_the_maximum_that_scipy_finds(hill):
+def test_emax_models_have_the_maximum_that_scipy_finds(hill, modes_only):
     """If it fails, the curve is not Emax in the exposure, or a local maximum is taken for the best."""
     rng = np.random.default_rng(8)
     x = np.exp(rng.normal(0, 1.5, 400))

@@ -55,6 +55,12 @@ _HOME = {
     "tte": "response.tte_model",
     "ResponseOptions": "response.options",
     "with_error": "response.measured",
+    "average": "response.averaging",
+    "performance": "response.judging",
+    "quantile_table": "response.judging",
+    "kaplan_meier": "response.judging",
+    "calibration": "response.judging",
+    "cumulative_incidence": "response.judging",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -107,6 +113,12 @@ if TYPE_CHECKING:
     from carkinetics.predictive import left_out as left_out
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
+    from carkinetics.response.averaging import average as average
+    from carkinetics.response.judging import calibration as calibration
+    from carkinetics.response.judging import cumulative_incidence as cumulative_incidence
+    from carkinetics.response.judging import kaplan_meier as kaplan_meier
+    from carkinetics.response.judging import performance as performance
+    from carkinetics.response.judging import quantile_table as quantile_table
     from carkinetics.response.logistic_model import logistic as logistic
     from carkinetics.response.measured import with_error as with_error
     from carkinetics.response.options import ResponseOptions as ResponseOptions

@@ -123,10 +123,11 @@ def find_mode(
         value, slope, hessian = (np.asarray(v, float) for v in _expansion(terms, jnp.asarray(x), a))
         first = -hessian
         for _ in range(_STEPS):
-            values, vectors = np.linalg.eigh(-hessian)
-            along = vectors.T @ slope
+            size = 1 / np.sqrt(np.maximum(np.abs(np.diag(hessian)), 1e-12 * np.abs(hessian).max()))
+            values, vectors = np.linalg.eigh(-hessian * size * size[:, None])  # each parameter on a scale of its own
+            along = vectors.T @ (size * slope)
             curvature = np.maximum(np.abs(values), 1e-6 * np.abs(values).max())
-            step, gain = vectors @ (along / curvature), float((along**2 / curvature).sum())
+            step, gain = size * (vectors @ (along / curvature)), float((along**2 / curvature).sum())
             if gain < 1e-20 * max(1.0, abs(float(value))):
                 return x, float(value), _certain(terms, -hessian, first, x)
             step *= min(1.0, 5.0 / np.abs(step).max())
