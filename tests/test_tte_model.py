@@ -73,9 +73,9 @@ def newton_step(function, x, h=1e-4):
 def test_maxima_are_those_of_scipy_and_lifelines(distribution, kind, modes_only):
     """Right-censored, left-truncated and interval-censored times.
 
-    SciPy's likelihood has its top there, to 1e-6. Lifelines stops its search earlier: its log likelihood is the same to
-    1e-6, and its estimates are to its own accuracy. If it fails, a likelihood, its censoring or its truncation is wrong,
-    or its parameters are not what they are called.
+    SciPy's likelihood has its top there, to 1e-6. Lifelines stops its search earlier: its log likelihood is the same
+    to 1e-6, and its estimates are to its own accuracy. If it fails, a likelihood, its censoring or its truncation is
+    wrong, or its parameters are not what they are called.
     """
     result = fitted(distribution, last=kind == "_interval", entry=kind == "_entry")
     mode, want = result.mode(flat=True), REFERENCE[distribution + kind]
