@@ -53,7 +53,10 @@ def tte_course(
     nearest_or_raise(two_stage, ("propagate", "point"), "way to carry exposure", "two_stage=")
     if any(str(c).endswith("_LAST") for c in outcomes):
         raise DataError("tte_course takes no interval-censored times: leave the column _LAST away, or use tte.")
-    ends = outcomes[next(c for c in outcomes if str(c).endswith("_TIME"))]
+    column = next((c for c in outcomes if str(c).endswith("_TIME")), None)
+    if column is None:
+        raise DataError("outcomes need a column that ends in _TIME and one in _EVENT, such as OS_TIME and OS_EVENT.")
+    ends = outcomes[column].copy()
     ends.index = pd.Index([str(i) for i in ends.index])
     patients, times = at_risk(course.mean(ends.astype(float)), outcomes, covariates, 0.0, options)
     clock = clock_of(times, 0.0, "infusion")
