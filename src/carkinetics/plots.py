@@ -15,13 +15,15 @@ from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
 from carkinetics.plot_parts import BLACK, BLUE, GREEN, GREY, ORANGE, legend, samples, say, shorten
 from carkinetics.plots_diagnostics import gof, individual_fits, npde, vpc
+from carkinetics.plots_response import calibration, exposure_response, ratios, survival
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__ = [
-    "forest", "gof", "individual_fits", "individuals", "npde", "observed_predicted", "posteriors", "prior_predictive",
-    "save", "shorten", "spread", "typical", "vpc",
+    "calibration", "exposure_response", "forest", "gof", "individual_fits", "individuals", "npde",
+    "observed_predicted", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
+    "typical", "vpc",
 ]  # fmt: skip
 
 
