@@ -7,6 +7,7 @@ import pytest
 
 import carkinetics as ck
 from carkinetics.dataset import Dataset
+from carkinetics.diagnostics import weighted_residuals
 
 
 def changed(fit, place, factor):
@@ -69,3 +70,10 @@ def test_one_late_sample_has_no_power(rich_fit):
     assert table["P"].isna().all()
     assert (table["POWER"] == 0).all()
     assert not table["FLAG"].any()
+
+
+def test_predictions_that_are_zero_in_single_precision_are_no_rise(rich_fit):
+    """If it fails, a patient whose cells are gone ends late_rise in a logarithm of zero."""
+    none = np.zeros((2, rich_fit.data.n_obs))
+    found = weighted_residuals(rich_fit, none, none)
+    assert np.isfinite(found[:, [a != "count" for a in np.array(rich_fit.data.assays)[rich_fit.data.assay]]]).all()

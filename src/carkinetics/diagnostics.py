@@ -142,7 +142,8 @@ def _weighted(assay: Assay, posterior: xr.Dataset, dv, ipred):
         return (dv - ipred) / np.hypot(first * ipred, float(posterior["additive"]))
     if assay.error == "negative_binomial":
         return (dv - ipred) / np.sqrt(ipred + first * ipred**2)
-    return (np.log(dv) - np.log(ipred)) / first
+    least = np.finfo(float).tiny  # what is stored in single precision may be 0 on both sides
+    return (np.log(np.maximum(dv, least)) - np.log(np.maximum(ipred, least))) / first
 
 
 def individual_curves(

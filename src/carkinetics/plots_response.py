@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from carkinetics.plot_parts import BLACK, BLUE, GREEN, GREY, ORANGE
 from carkinetics.response.judging import calibration as calibration_table
 from carkinetics.response.judging import quantile_table, survival_by_exposure
 from carkinetics.response.result import AbstractResponse
@@ -14,8 +15,6 @@ from carkinetics.response.tte_model import TteResponse
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: told apart by readers with any colour vision.
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
 _GROUPS = (BLUE, ORANGE, GREEN, BLACK)
 _RISK_TIMES = 6
 _LEGEND = "Kaplan-Meier (solid, descriptive) and model (dashed, 95 % band)"
