@@ -24,13 +24,13 @@ LAYERS = (
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive profiles noncompartmental trajectories exposures "
-    "side_by_side",
-    "plots outputs",
+    "side_by_side response response.*",
+    "plots plots_response outputs",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.
 ONLY_IN_LAYERS = {"numpyro": (3, 4, 5), "pandas": (2, 4, 5, 6, 7), "arviz": (4, 5, 6, 7), "xarray": (4, 5, 6, 7)}
-ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots",)}
+ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots", "plots_response")}
 
 
 def module_of(path):

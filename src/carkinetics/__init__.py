@@ -57,6 +57,17 @@ _HOME = {
     "lopo": "predictive",
     "nca": "noncompartmental",
     "persistence": "side_by_side",
+    "logistic": "response.logistic_model",
+    "ordinal": "response.ordinal_model",
+    "tte": "response.tte_model",
+    "ResponseOptions": "response.options",
+    "with_error": "response.measured",
+    "average": "response.averaging",
+    "performance": "response.judging",
+    "quantile_table": "response.judging",
+    "kaplan_meier": "response.judging",
+    "calibration": "response.judging",
+    "cumulative_incidence": "response.judging",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -114,6 +125,17 @@ if TYPE_CHECKING:
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.profiles import NcaRules as NcaRules
+    from carkinetics.response.averaging import average as average
+    from carkinetics.response.judging import calibration as calibration
+    from carkinetics.response.judging import cumulative_incidence as cumulative_incidence
+    from carkinetics.response.judging import kaplan_meier as kaplan_meier
+    from carkinetics.response.judging import performance as performance
+    from carkinetics.response.judging import quantile_table as quantile_table
+    from carkinetics.response.logistic_model import logistic as logistic
+    from carkinetics.response.measured import with_error as with_error
+    from carkinetics.response.options import ResponseOptions as ResponseOptions
+    from carkinetics.response.ordinal_model import ordinal as ordinal
+    from carkinetics.response.tte_model import tte as tte
     from carkinetics.review import Review as Review
     from carkinetics.side_by_side import compare_exposure as compare_exposure
     from carkinetics.side_by_side import persistence as persistence

@@ -12,12 +12,26 @@ from carkinetics.diagnostics import individual_curves
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
+from carkinetics.plots_response import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    calibration,
+    exposure_response,
+    ratios,
+    survival,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe and Ito's palette: told apart by readers with any colour vision.
-BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
+__all__ = [
+    "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "calibration", "exposure_response", "forest", "individuals",
+    "observed_predicted", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
+    "typical",
+]  # fmt: skip
 
 
 def individuals(fit: Fit, *, subjects: Sequence[str] | None = None, n: int = 12, columns: int = 4) -> "np.ndarray":

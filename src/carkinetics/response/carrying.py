@@ -1,0 +1,122 @@
+"""How the uncertainty of exposure is carried into a response.
+
+Let ``x_i`` be a patient's ln exposure, ``D`` the kinetic data of all, ``y_i`` the response and ``theta`` the parameters
+that link them. What is wanted is ``p(theta | D, y)``, which is proportional to
+
+    p(theta) E[ prod_i p(y_i | x_i, theta) ],   (x_1, ..., x_n) from the posterior given D.
+
+``propagate`` takes patients as independent given ``D``: the likelihood of a patient is the average of ``p(y_i | x_i)``
+over the draws of his own exposure. That is a structural measurement-error model: the draws of a population fit are
+draws of ``p(x_i | D_i, population)``, so the distribution of exposure between patients stands in them already, and
+the outcome helps to tell ``x_i``. ``joint`` does not take them as independent: what draws of different patients share,
+as all depend on the same population parameters, is kept as common factors which the responses may move (feedback).
+``point`` puts one number in the place of ``x_i``.
+
+Cutting the feedback, that is, averaging posteriors of ``theta`` over draws of exposure (multiple imputation), is not
+offered: imputed without the outcome, exposures are too noisy a stand-in and the slope is attenuated (Carroll et al.,
+section 6). Averaging likelihoods, as here, is not. Three things are asked of the draws: they must contain the
+distribution between patients (those of a population fit do; a measured value with a known error does after
+:func:`carkinetics.with_error`); a covariate of the response that exposure depends on belongs into the kinetic model as
+well, as else all patients are shrunk to the same mean; and the kinetics must not be censored by the response.
+
+References
+----------
+Carroll RJ, Ruppert D, Stefanski LA, Crainiceanu CM. Measurement Error in Nonlinear Models, 2nd ed., 2006,
+doi:10.1201/9781420010138: chapters 4 (regression calibration), 8 (likelihood) and 9 (Bayesian methods).
+Gauss quadrature of a discrete measure: Golub GH, Welsch JH, Math Comp 1969;23:221-230, doi:10.2307/2004418.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from carkinetics.model_parts import nearest_or_raise
+
+TWO_STAGE = ("propagate", "point", "joint")
+NODES = 20  # of the quadrature over one patient's draws: exact for polynomials up to degree 39
+_MOST_FACTORS = 5
+_FLAT = 1e-8  # of the SD of draws: below it they are all the same
+
+
+class Carried(NamedTuple):
+    """Standardised ln exposure as points with weights; ``loadings`` times standard normal factors are added.
+
+    The log weights of a patient sum to one when exponentiated.
+    """
+
+    base: Float[np.ndarray, "node subject"]
+    log_weight: Float[np.ndarray, "node subject"]
+    loadings: Float[np.ndarray, "factor subject"]
+
+
+def carried(u: Float[np.ndarray, "draw subject"], two_stage: str, nodes: int = NODES) -> Carried:
+    """What stands for each patient's exposure in the likelihood.
+
+    Parameters
+    ----------
+    u : array of shape (draw, subject)
+        Standardised ln exposure; draws of different patients at the same place belong together.
+    two_stage : {"propagate", "point", "joint"}
+    """
+    nearest_or_raise(two_stage, TWO_STAGE, "way to carry exposure", "two_stage=")
+    none = np.zeros((0, u.shape[1]))
+    if two_stage == "point" or len(u) == 1 or u.std(axis=0).max() < _FLAT:
+        return Carried(np.median(u, axis=0)[None], np.zeros((1, u.shape[1])), none)
+    loadings = common(u) if two_stage == "joint" else none
+    rest = u - _scores(u, loadings) @ loadings if len(loadings) else u
+    pairs = [gauss(column, nodes) for column in rest.T]
+    return Carried(np.stack([x for x, _ in pairs], axis=1), np.log(np.stack([w for _, w in pairs], axis=1)), loadings)
+
+
+def gauss(x: Float[np.ndarray, " draw"], n: int) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
+    """Nodes and weights of the Gauss quadrature of equally weighted draws: their first ``2 n - 1`` moments are exact.
+
+    With fewer than ``n`` different draws the nodes are these draws, and what is left of the ``n`` has no weight.
+    """
+    mean, sd = float(x.mean()), float(x.std())
+    tiny = np.finfo(float).tiny
+    if sd < _FLAT:
+        return np.full(n, mean), np.array([1.0] + [tiny] * (n - 1))
+    s = (x - mean) / sd
+    # Lanczos: the Jacobi matrix of the measure, with every vector made orthogonal to all before it, twice.
+    basis, alpha, beta = [np.full(len(s), len(s) ** -0.5)], [], []
+    for _ in range(n):
+        v = s * basis[-1]
+        alpha.append(float(v @ basis[-1]))
+        for _ in range(2):
+            before = np.stack(basis)
+            v = v - before.T @ (before @ v)
+        size = float(np.linalg.norm(v))
+        if size < 1e-10 or len(alpha) == n:
+            break
+        beta.append(size)
+        basis.append(v / size)
+    k = len(alpha)
+    values, vectors = np.linalg.eigh(np.diag(alpha) + np.diag(beta[: k - 1], 1) + np.diag(beta[: k - 1], -1))
+    at, weight = np.full(n, mean), np.full(n, tiny)
+    at[:k], weight[:k] = mean + sd * values, np.maximum(vectors[0] ** 2, tiny)
+    return at, weight / weight.sum()
+
+
+def common(u: Float[np.ndarray, "draw subject"]) -> Float[np.ndarray, "factor subject"]:
+    """Loadings of what patients' draws share: principal components of their correlation that are above noise.
+
+    Noise is the largest eigenvalue that independent columns would have (Marchenko and Pastur's edge).
+    """
+    draws, n = u.shape
+    sd = u.std(axis=0)
+    moving = sd > _FLAT
+    s = np.where(moving, (u - u.mean(axis=0)) / np.where(moving, sd, 1.0), 0.0)
+    values, vectors = np.linalg.eigh(s.T @ s / draws)
+    edge = (1 + np.sqrt(n / draws)) ** 2
+    keep = [k for k in range(n - 1, -1, -1) if values[k] > 1.1 * edge][:_MOST_FACTORS]
+    return np.array([vectors[:, k] * np.sqrt(values[k]) * sd for k in keep]).reshape(-1, n)
+
+
+def _scores(u, loadings) -> Float[np.ndarray, "draw factor"]:
+    """Standardised principal component scores of every draw."""
+    sd = np.where(u.std(axis=0) > _FLAT, u.std(axis=0), 1.0)
+    direction = loadings / sd
+    s = (u - u.mean(axis=0)) / sd
+    return s @ direction.T / (direction**2).sum(axis=1)
