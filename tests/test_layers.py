@@ -24,7 +24,7 @@ LAYERS = (
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive profiles noncompartmental trajectories exposures "
-    "side_by_side response response.*",
+    "side_by_side response response.* design design.*",
     "plots plots_response outputs",
     "demo config cli __main__",
 )
@@ -205,7 +205,7 @@ print(json.dumps([started, plotting, wrong, bool(jax.config.jax_enable_x64), jax
 
 def test_no_module_has_the_name_of_a_verb():
     """If it fails, `import carkinetics.fit` would put a module where users expect the function."""
-    assert set(MODULES) & set(carkinetics._HOME) == {"plots"}
+    assert set(MODULES) & set(carkinetics._HOME) == {"plots", "design"}
 
 
 @pytest.mark.parametrize("name", sorted(carkinetics._HOME))

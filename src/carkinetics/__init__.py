@@ -24,6 +24,7 @@ _HOME = {
     "DataError": "errors",
     "DataWarning": "errors",
     "Dataset": "dataset",
+    "DesignError": "errors",
     "EarlyFall": "infusion",
     "Exposure": "metric",
     "Fit": "fit_result",
@@ -42,6 +43,7 @@ _HOME = {
     "Simulation": "simulation",
     "StressTest": "stress",
     "covariate_effects": "forest",
+    "design": "",
     "drop_censored": "censoring",
     "compare_exposure": "side_by_side",
     "early_fall": "infusion",
@@ -78,6 +80,7 @@ _HOME = {
 }
 
 if TYPE_CHECKING:
+    from carkinetics import design as design
     from carkinetics import plots as plots
     from carkinetics.censoring import drop_censored as drop_censored
     from carkinetics.cohort import Cohort as Cohort
@@ -91,6 +94,7 @@ if TYPE_CHECKING:
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
     from carkinetics.errors import DataWarning as DataWarning
+    from carkinetics.errors import DesignError as DesignError
     from carkinetics.errors import FitError as FitError
     from carkinetics.errors import FitWarning as FitWarning
     from carkinetics.errors import ModelError as ModelError

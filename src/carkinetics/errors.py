@@ -13,6 +13,10 @@ class ModelError(CarkineticsError, ValueError):
     """The model, its file, or a name in it cannot be used as it is."""
 
 
+class DesignError(CarkineticsError, ValueError):
+    """A dose-finding design cannot be made, or not used, as it was asked for."""
+
+
 class FitError(CarkineticsError, RuntimeError):
     """A fit could not be started, finished, saved or read."""
 
