@@ -24,7 +24,7 @@ LAYERS = (
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive profiles noncompartmental trajectories exposures "
-    "side_by_side response response.* design design.*",
+    "side_by_side response response.* design design.* endpoints new_exposures new_patients plan recommending",
     "plots plots_response outputs",
     "demo config cli __main__",
 )
