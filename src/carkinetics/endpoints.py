@@ -68,7 +68,10 @@ class Judged:
         return rate <= self.target if self.toxic else rate > self.target
 
     def rates(
-        self, u: Float[np.ndarray, "draw slot"], z: Float[np.ndarray, "effect slot"], which: Int[np.ndarray, " draw"]
+        self,
+        u: Float[np.ndarray, "draw slot"],
+        z: Float[np.ndarray, "draw effect slot"],
+        which: Int[np.ndarray, " draw"],
     ) -> Float[np.ndarray, "draw slot"]:
         """Probability of every patient, each row by a draw of the response's own: ``which`` of them.
 
@@ -87,7 +90,7 @@ class Judged:
 
 @partial(jax.jit, static_argnums=0)
 def _paired(terms: AbstractTerms, theta, u, z, s, at):
-    return jax.vmap(lambda t, v: terms.chance(t, v, z, s, at))(theta, u)
+    return jax.vmap(lambda t, v, w: terms.chance(t, v, w, s, at))(theta, u, z)
 
 
 Given = AbstractResponse | Endpoint | Sequence[AbstractResponse | Endpoint]

@@ -20,7 +20,7 @@ from carkinetics.model_parts import nearest_or_raise
 from carkinetics.structure import Inputs
 from carkinetics.trajectories import Answer, Question, answered
 
-Exposures = Float[np.ndarray, "draw slot"]
+Exposures = Float[np.ndarray, " lane"]
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _PEAKED = ("cmax", "tmax", "doubling_time", "fold_expansion")
 _PATTERNS = ("auc_<from>_<to>", "c_<day>", "c<day>_cmax", "cmax_per_<COLUMN>")
@@ -126,9 +126,9 @@ def _rules(found: Wanted, window: tuple[float, float]) -> CurveRules:
 def new_exposures(
     fit: Fit,
     metrics: Sequence[Wanted],
-    values: Float[np.ndarray, "parameter draw slot"],
+    values: Float[np.ndarray, "parameter lane"],
     x: Inputs,
-    columns: Mapping[str, Float[np.ndarray, " slot"]],
+    columns: Mapping[str, Float[np.ndarray, " lane"]],
 ) -> dict[Wanted, Exposures]:
     """Metrics of the curves of these individual parameters (natural scale) and inputs, natural scale.
 
@@ -141,13 +141,14 @@ def new_exposures(
     for mine in _together(metrics):
         areas = [m.area for m in mine if m.area]
         days = [m.day for m in mine if m.day is not None]
-        own = np.repeat(np.array(days, float)[:, None], values.shape[2], axis=1)
+        own = np.repeat(np.array(days, float)[:, None], values.shape[1], axis=1)
         horizon = max(m.rules.horizon for m in mine)
         peak = next((m.rules.peak for m in mine if m.peaked), (0.0, horizon))
         question = Question(tuple(areas), own, peak, horizon, _ln_limit(fit.model, mine))
         of = next(a for a in fit.model.assays if a.name == mine[0].assay)
         ratio = make_layout(fit.model).ratios[fit.model.assays.index(of)]
-        answer = jax.tree.map(np.asarray, answered(fit.model.structure, of, values, x, question, ratio=ratio))
+        answer = answered(fit.model.structure, of, values[:, None], x, question, ratio=ratio)
+        answer = jax.tree.map(lambda a: np.asarray(a)[..., 0, :], answer)  # each patient has parameters of his own
         for m in mine:
             found[m] = _metric(m, answer, areas, days, columns)
     return found

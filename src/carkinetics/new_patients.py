@@ -27,48 +27,48 @@ WEIGHT = "WT"
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """New patients: as many slots as are simulated, each with the covariates of one source patient.
+    """Patients whom new ones are like.
 
     Attributes
     ----------
     people : DataFrame
-        What the kinetic model reads, one row a slot.
+        What the kinetic model reads, one row a source patient.
     x : Inputs
-        Treatments and measured courses of every slot; its dose is replaced at every level.
+        Their treatments and measured courses; the dose is replaced at every level.
     z : mapping
-        Covariates of every response as numbers, (effect, slot), by the endpoint's name.
-    source : array of shape (slot,)
-        Which source patient a slot is like.
+        Covariates of every response as numbers, (effect, source), by the endpoint's name.
     certain : bool
-        The source patients are the population; otherwise they are a sample of it.
+        They are the population; otherwise they are a sample of it.
     notes : tuple of str
     """
 
     people: pd.DataFrame
     x: Inputs
-    z: Mapping[str, Float[np.ndarray, "effect slot"]]
-    source: Int[np.ndarray, " slot"]
+    z: Mapping[str, Float[np.ndarray, "effect source"]]
     certain: bool
     notes: tuple[str, ...]
 
-    def weights(self, draws: int, random: np.random.Generator) -> Float[np.ndarray, "draw slot"]:
-        """Share of every slot in the population of each draw; rows sum to 1.
+    def resampled(self, draws: int, slots: int, random: np.random.Generator) -> Int[np.ndarray, "draw slot"]:
+        """Which source every new patient is like.
 
-        Where the source patients are a sample, each draw has shares of its own, uniform over the simplex (the Bayesian
+        Where the sources are a sample, each draw has shares of its own, uniform over the simplex (the Bayesian
         bootstrap): that the covariates of the next patients are known from some patients only, is in the intervals.
+        Within a draw sources come as often as their shares say, up to one (systematic resampling).
 
         References
         ----------
         Rubin DB. Ann Stat 1981;9:130-134, doi:10.1214/aos/1176345338.
         """
-        n = int(self.source.max()) + 1
+        n = len(self.people)
         share = np.full((draws, n), 1 / n) if self.certain else random.dirichlet(np.ones(n), draws)
-        each = np.bincount(self.source, minlength=n)
-        found = share[:, self.source] / each[self.source]
-        return found / found.sum(axis=1, keepdims=True)
+        order = random.permuted(np.broadcast_to(np.arange(n), share.shape), axis=1)
+        below = np.cumsum(np.take_along_axis(share, order, axis=1), axis=1)
+        at = (np.arange(slots) + random.random((draws, 1))) / slots
+        place = np.stack([np.searchsorted(b / b[-1], a, side="right") for b, a in zip(below, at, strict=True)])
+        return np.take_along_axis(order, np.minimum(place, n - 1), axis=1)
 
 
-def fitted_pool(fit: Fit, endpoints: Sequence[Judged], slots: int, random: np.random.Generator, dose: str) -> Pool:
+def fitted_pool(fit: Fit, endpoints: Sequence[Judged], dose: str) -> Pool:
     """Patients like the fitted ones, with their treatments and courses; ``dose`` is the column that is a dose.
 
     Raises
@@ -92,25 +92,19 @@ def fitted_pool(fit: Fit, endpoints: Sequence[Judged], slots: int, random: np.ra
     if WEIGHT in data.table and WEIGHT not in columns:
         columns[WEIGHT] = per_patient(data, WEIGHT)
     at = np.array([data.subjects.index(i) for i in ids])
-    source = _slots(len(ids), slots, random)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DataWarning)  # further infusions: said at the fit, and replaced here
         x = inputs_of(model, data)
-    chosen = at[source]
     z = {}
     for e in endpoints:
         frame = e.response.patients.covariates
-        rows = frame.loc[[ids[k] for k in source]] if frame.shape[1] else pd.DataFrame(index=range(len(source)))
+        rows = frame.loc[ids] if frame.shape[1] else pd.DataFrame(index=ids)
         z[e.name] = e.response.patients.encoder.numbers(rows)
-    people = pd.DataFrame({c: v[chosen] for c, v in columns.items()}, index=range(len(source)))
-    taken = jax.tree.map(lambda a: np.asarray(a)[..., chosen], x)
-    _, source = np.unique(source, return_inverse=True)
-    return Pool(people, taken, z, source, certain=False, notes=tuple(notes))
+    people = pd.DataFrame({c: v[at] for c, v in columns.items()}, index=range(len(ids)))
+    return Pool(people, _taken(x, at), z, certain=False, notes=tuple(notes))
 
 
-def given_pool(
-    model: Model, given: pd.DataFrame, endpoints: Sequence[Judged], slots: int, random: np.random.Generator, dose: str
-) -> Pool:
+def given_pool(model: Model, given: pd.DataFrame, endpoints: Sequence[Judged], dose: str) -> Pool:
     """Patients of a table, one row each: together they are the population.
 
     Raises
@@ -123,51 +117,69 @@ def given_pool(
     for column in dict.fromkeys(c.column for c in model.covariates if c.column != dose):
         if column not in given:
             raise DataError(f"options.patients lacks the column {column}.{hint(column, map(str, given))}")
-    source = _slots(len(given), slots, random)
-    people = given.iloc[source].reset_index(drop=True)
+    people = given.reset_index(drop=True)
     z = {e.name: e.response.patients.encoder.numbers(people) for e in endpoints}
     cohort = Cohort(n=len(people), times=(1.0,), dose=1.0, covariates=people)
     x = inputs_for(model, cohort, people.assign(DOSE=1.0))
-    _, source = np.unique(source, return_inverse=True)
-    return Pool(people, x, z, source, certain=True, notes=())
+    return Pool(people, x, z, certain=True, notes=())
 
 
-def _slots(n: int, slots: int, random: np.random.Generator) -> Int[np.ndarray, " slot"]:
-    """Every source patient equally often, at least ``slots`` in all; of more sources than slots, some."""
-    if n > slots:
-        return np.sort(random.permutation(n)[:slots])
-    return np.tile(np.arange(n), -(-slots // n))
+def _taken(x: Inputs, at: Int[np.ndarray, " n"]) -> Inputs:
+    return jax.tree.map(lambda a: np.asarray(a)[..., at], x)
 
 
 @dataclass(frozen=True, eq=False)
-class Individuals:
-    """How new patients differ from one another: the same at every dose, so that doses are compared in the same people.
+class NewPatients:
+    """New patients of every draw of the population: the same at every dose, so that doses meet the same people.
 
     Attributes
     ----------
+    pool : Pool
     phi : array of shape (draw, phi)
+    source : array of shape (draw, slot)
     z : array of shape (random, draw, slot)
-        Standard normal; each draw's own.
+        Standard normal.
     u : array of shape (draw, slot)
         Uniform: which class of a mixture a patient is in.
     """
 
+    pool: Pool
     phi: Float[np.ndarray, "draw phi"]
+    source: Int[np.ndarray, "draw slot"]
     z: Float[np.ndarray, "random draw slot"]
     u: Float[np.ndarray, "draw slot"]
 
-    def parameters(self, model: Model, people: pd.DataFrame) -> Float[np.ndarray, "parameter draw slot"]:
-        """Individual parameters on the natural scale, of patients with these covariates."""
-        layout = make_layout(model)
+    def column(self, name: str) -> Float[np.ndarray, " lane"]:
+        """A column of the sources, of every new patient."""
+        return self.pool.people[name].to_numpy(float)[self.source.ravel()]
+
+    def covariates(self, endpoint: str) -> Float[np.ndarray, "draw effect slot"]:
+        """Of a response, as numbers."""
+        return np.moveaxis(self.pool.z[endpoint][:, self.source], 0, 1)
+
+    def inputs(self, cells: Float[np.ndarray, " lane"] | None) -> Inputs:
+        """Of every new patient; with ``cells``, one infusion of these on day 0 and none later."""
+        x = _taken(self.pool.x, self.source.ravel())
+        if cells is None:
+            return x
         with jax.enable_x64(True):
-            design = jnp.asarray(design_for(model, people))
-            draws = (jnp.asarray(self.phi), jnp.asarray(self.z), jnp.asarray(self.u))
-            found = jax.vmap(lambda p, z, u: _individual(layout, p, z, u, design), (0, 1, 0), 1)(*draws)
-            return np.asarray(found)
+            none = jnp.zeros((0, len(cells)))
+            return replace(x, dose=jnp.asarray(cells, float), later_day=none, later_dose=none)
+
+    def parameters(self, model: Model, **changed: float) -> Float[np.ndarray, "parameter lane"]:
+        """Individual parameters on the natural scale, with these columns ``changed``."""
+        layout, people = make_layout(model), self.pool.people.assign(**changed)
+        with jax.enable_x64(True):
+            design = jnp.moveaxis(jnp.asarray(design_for(model, people))[:, self.source], 1, 0)
+            draws = (jnp.asarray(self.phi), jnp.asarray(self.z), jnp.asarray(self.u), design)
+            found = jax.vmap(lambda *one: _individual(layout, *one), (0, 1, 0, 0), 1)(*draws)
+            return np.asarray(found).reshape(len(layout.parameters), -1)
 
 
-def individuals(fit: Fit, phi: Float[np.ndarray, "draw phi"], slots: int, random: np.random.Generator) -> Individuals:
-    """Random effects of every draw's patients: each effect evenly spread (a Latin hypercube), so that few are enough.
+def new_patients(
+    fit: Fit, pool: Pool, phi: Float[np.ndarray, "draw phi"], slots: int, random: np.random.Generator
+) -> NewPatients:
+    """New patients; each random effect is evenly spread within a draw (a Latin hypercube), so that few are enough.
 
     References
     ----------
@@ -176,7 +188,8 @@ def individuals(fit: Fit, phi: Float[np.ndarray, "draw phi"], slots: int, random
     shape = (len(make_layout(fit.model).random), len(phi), slots)
     place = random.permuted(np.broadcast_to(np.arange(slots), shape), axis=2)
     z = ndtri((place + random.random(shape)) / slots)
-    return Individuals(phi, z, random.random(shape[1:]))
+    u = (random.permuted(np.broadcast_to(np.arange(slots), shape[1:]), axis=1) + random.random(shape[1:])) / slots
+    return NewPatients(pool, phi, pool.resampled(len(phi), slots, random), z, u)
 
 
 def _individual(
@@ -187,11 +200,3 @@ def _individual(
     if of.step is not None and of.log_odds is not None:
         x = x + jnp.where(u < jax.nn.sigmoid(of.log_odds), of.step[:, None], 0.0)
     return natural(layout, of.parameters(x))
-
-
-def at_dose(x: Inputs, cells: Float[np.ndarray, " slot"]) -> Inputs:
-    """One infusion of these cells on day 0, and none later."""
-    n = len(cells)
-    with jax.enable_x64(True):
-        none = jnp.zeros((0, n))
-        return replace(x, dose=jnp.asarray(cells, float), later_day=none, later_dose=none)

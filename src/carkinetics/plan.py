@@ -70,7 +70,7 @@ class Plan:
     means : mapping
         By exposure metric: ln of its geometric mean over new patients, (draw, level).
     spread : mapping
-        By exposure metric: 5th, 50th and 95th percentile of patients, population uncertainty included, (level, 3).
+        By exposure metric: 5th, 50th and 95th percentile of patients, population uncertainty included, (3, level).
     doses : array
         Of the fitted patients, in ``unit``; empty where none is known.
     rules : PlanRules
@@ -87,7 +87,7 @@ class Plan:
     endpoints: tuple[Judged, ...]
     rates: Mapping[str, Float[np.ndarray, "draw level"]]
     means: Mapping[str, Float[np.ndarray, "draw level"]]
-    spread: Mapping[str, Float[np.ndarray, "level 3"]]
+    spread: Mapping[str, Float[np.ndarray, "3 level"]]
     doses: Float[np.ndarray, " patient"]
     rules: PlanRules
     status: Mapping[str, str]
@@ -170,7 +170,7 @@ class Plan:
             low, median, high = np.exp(np.quantile(ln, self._tails, axis=0))
             for k, dose in enumerate(self.levels):
                 row = {"METRIC": name, "DOSE": dose, "MEAN": median[k], "LOW": low[k], "HIGH": high[k]}
-                rows.append(row | dict(zip(("P5", "P50", "P95"), self.spread[name][k], strict=True)))
+                rows.append(row | dict(zip(("P5", "P50", "P95"), self.spread[name][:, k], strict=True)))
         return pd.DataFrame(rows)
 
     @property

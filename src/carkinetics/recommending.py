@@ -15,10 +15,11 @@ from carkinetics.fit_result import Fit, phi_draws
 from carkinetics.inputs import baseline, inputs_of, per_patient
 from carkinetics.model_parts import nearest_or_raise
 from carkinetics.new_exposures import Wanted, new_exposures, wanted
-from carkinetics.new_patients import WEIGHT, Individuals, Pool, at_dose, fitted_pool, given_pool, individuals
+from carkinetics.new_patients import WEIGHT, NewPatients, Pool, fitted_pool, given_pool, new_patients
 from carkinetics.plan import RULES, Plan, PlanRules
 from carkinetics.response.guards import CAUTION
 from carkinetics.simulation import refuse_seed
+from carkinetics.structure import Inputs
 
 DRAWS = 500
 SIMULATED = 200
@@ -37,7 +38,7 @@ class DoseOptions:
     draws : int
         Of the population, each with draws of the responses.
     simulated : int
-        New patients of every draw, at least; the same at each level.
+        New patients of every draw; the same at each level.
     per_kg : bool
         Levels are viable CAR+ cells per kg, otherwise in all; for structures that take the dose.
     curves : CurveRules, optional
@@ -104,21 +105,28 @@ def recommend(
     status = _status(fit, endpoints, allow_failed=options.allow_failed)
     column = _dose_column(fit, dose_column)
     metrics = {e.name: wanted(e.response.patients.metric, fit.model, options.curves) for e in endpoints}
-    random = np.random.default_rng(seed)
     if options.patients is None:
-        pool = fitted_pool(fit, endpoints, options.simulated, random, column)
+        pool = fitted_pool(fit, endpoints, column)
     else:
-        pool = given_pool(fit.model, options.patients, endpoints, options.simulated, random, column)
-    phi = phi_draws(fit)
+        pool = given_pool(fit.model, options.patients, endpoints, column)
+    random, phi = np.random.default_rng(seed), phi_draws(fit)
     phi = phi[np.unique(np.linspace(0, len(phi) - 1, options.draws).astype(int))]
-    simulated = _simulated(fit, endpoints, metrics, pool, individuals(fit, phi, len(pool.source), random), doses,
-                           column=column, per_kg=options.per_kg, random=random)  # fmt: skip
+    which = {e.name: random.integers(len(e.response.posterior.draws), size=len(phi)) for e in endpoints}
+    people = new_patients(fit, pool, phi, options.simulated, random)
+    of_level = []
+    for dose in doses:
+        cells = _cells(people, float(dose), per_kg=options.per_kg) if fit.model.structure.uses_dose else None
+        values = people.parameters(fit.model, **({column: float(dose)} if column else {}))
+        of_level.append(_at_level(fit, endpoints, metrics, people, which, people.inputs(cells), values))
+    rates, means, spread = (_stacked([one[part] for one in of_level]) for part in range(3))
     unit = column or ("cells/kg" if options.per_kg else "cells")
-    known = _doses_of(fit, column, per_kg=options.per_kg)
     notes = (*_about(fit, pool, endpoints), CAUTION)
-    return Plan(
-        doses, unit, endpoints, *simulated, known, options.rules, status, _priors(fit, endpoints, column), notes
-    )
+    known, priors = _doses_of(fit, column, per_kg=options.per_kg), _priors(fit, endpoints, column)
+    return Plan(doses, unit, endpoints, rates, means, spread, known, options.rules, status, priors, notes)
+
+
+def _stacked(of_level: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([one[name] for one in of_level], axis=-1) for name in of_level[0]}
 
 
 def _levels(levels: Sequence[float]) -> Float[np.ndarray, " level"]:
@@ -161,59 +169,37 @@ def _dose_column(fit: Fit, column: str) -> str:
     )
 
 
-def _cells(pool: Pool, dose: float, *, per_kg: bool) -> Float[np.ndarray, " slot"]:
+def _cells(people: NewPatients, dose: float, *, per_kg: bool) -> Float[np.ndarray, " lane"]:
     """Viable CAR+ cells of every new patient at a level."""
-    n = len(pool.source)
     if not per_kg:
-        return np.full(n, dose)
-    if WEIGHT not in pool.people:
+        return np.full(people.source.size, dose)
+    if WEIGHT not in people.pool.people:
         raise DataError(f"levels are per kg, and new patients have no {WEIGHT}. Give it, or DoseOptions(per_kg=False).")
-    weight = pool.people[WEIGHT].to_numpy(float)
+    weight = people.pool.people[WEIGHT].to_numpy(float)
     if not (weight > 0).all():
-        raise DataError(f"{WEIGHT} is missing or not above 0 in {(~(weight > 0)).sum()} of {n} new patients.")
-    return dose * weight
+        raise DataError(f"{WEIGHT} is missing or not above 0 in {(~(weight > 0)).sum()} of {len(weight)} patients.")
+    return dose * people.column(WEIGHT)
 
 
-def _simulated(
+def _at_level(
     fit: Fit,
     endpoints: Sequence[Judged],
     metrics: Mapping[str, Wanted],
-    pool: Pool,
-    people: Individuals,
-    doses: Float[np.ndarray, " level"],
-    *,
-    column: str,
-    per_kg: bool,
-    random: np.random.Generator,
+    people: NewPatients,
+    which: Mapping[str, np.ndarray],
+    x: Inputs,
+    values: Float[np.ndarray, "parameter lane"],
 ) -> tuple[dict, dict, dict]:
-    """Rates, ln geometric means and percentiles of exposure, by level."""
-    draws = len(people.phi)
-    share = pool.weights(draws, random)
-    which = {e.name: random.integers(len(e.response.posterior.draws), size=draws) for e in endpoints}
-    columns = {m.column: pool.people[m.column].to_numpy(float) for m in metrics.values() if m.column}
-    rates: dict[str, list] = {e.name: [] for e in endpoints}
-    means: dict[str, list] = {m.label: [] for m in metrics.values()}
-    spread: dict[str, list] = {m.label: [] for m in metrics.values()}
-    several = list(dict.fromkeys(metrics.values()))
-    for dose in doses:
-        there = pool.people.assign(**{column: dose}) if column else pool.people
-        x = at_dose(pool.x, _cells(pool, dose, per_kg=per_kg)) if fit.model.structure.uses_dose else pool.x
-        exposures = new_exposures(fit, several, people.parameters(fit.model, there), x, columns)
-        for e in endpoints:
-            u = e.response.patients.standardised(exposures[metrics[e.name]])
-            p = e.rates(u, pool.z[e.name], which[e.name])
-            rates[e.name].append((share * p).sum(axis=1))
-        for m in several:
-            means[m.label].append((share * np.log(exposures[m])).sum(axis=1))
-            spread[m.label].append(_quantiles(exposures[m].ravel(), share.ravel()))
-    at_levels = {k: np.stack(v, axis=1) for k, v in rates.items()}, {k: np.stack(v, axis=1) for k, v in means.items()}
-    return *at_levels, {k: np.stack(v) for k, v in spread.items()}
-
-
-def _quantiles(x: Float[np.ndarray, " n"], weight: Float[np.ndarray, " n"]) -> Float[np.ndarray, " 3"]:
-    order = np.argsort(x)
-    below = np.cumsum(weight[order])
-    return x[order][np.minimum(np.searchsorted(below / below[-1], _SPREAD), len(x) - 1)]
+    """Rates and ln geometric means of exposure, by draw; percentiles of exposure."""
+    columns = {m.column: people.column(m.column) for m in metrics.values() if m.column}
+    exposures = new_exposures(fit, list(dict.fromkeys(metrics.values())), values, x, columns)
+    found = {m: one.reshape(people.source.shape) for m, one in exposures.items()}
+    rates = {}
+    for e in endpoints:
+        u = e.response.patients.standardised(found[metrics[e.name]])
+        rates[e.name] = e.rates(u, people.covariates(e.name), which[e.name]).mean(axis=1)
+    means = {m.label: np.log(one).mean(axis=1) for m, one in found.items()}
+    return rates, means, {m.label: np.quantile(one, _SPREAD) for m, one in found.items()}
 
 
 def _doses_of(fit: Fit, column: str, *, per_kg: bool) -> Float[np.ndarray, " patient"]:
