@@ -50,7 +50,7 @@ class SideBySide:
             together.
         """
         rows = self.table
-        text = rows["OBSERVED_REASON"].str.replace(r"[-+0-9.]+", "..", regex=True)
+        text = rows["OBSERVED_REASON"].str.replace(r"\b[0-9]+(?:\.[0-9]+)?\b", "..", regex=True)
         bad = rows["OBSERVED_STATUS"].isin(("censored", "not_estimable"))
         why = np.where(bad, text, np.where(rows["APART"], f"more than {APART:g}-fold from the model's", ""))
         told = rows.assign(WHY=why)[why != ""]

@@ -174,43 +174,56 @@ def _grid(structure: AbstractStructure, nodes: Float[Array, "node lane"], x: Inp
 def _answer(cuts, ln, days, areas, peak, horizon, ln_limit) -> Answer:
     """Answers of some curves, from ln of their levels at the nodes."""
     ln = jnp.maximum(ln, _FLOOR)
-    segment = jnp.stack([ln[k : len(ln) - 3 + k : 3] for k in range(4)])  # (node, segment, lane)
     begin, length = cuts[:-1], jnp.diff(cuts, axis=0)
-    # A jump has a segment of its own, too short for anything but a straight line.
-    straight = segment[0] + (segment[3] - segment[0]) * _NODES[:, None, None]
-    c = jnp.einsum("kn,nsl->ksl", _TO_CUBIC, jnp.where(length > 10 * _JUST, segment, straight))
-    middle, long = begin + length / 2, length > 10 * _JUST
+    c, middle, long = _cubics(ln, length), begin + length / 2, length > 10 * _JUST
     ln_pieces = _ln_integral(c) + jnp.log(jnp.maximum(length, 1e-300))
 
     def ln_sum(inside):
         return jax.scipy.special.logsumexp(jnp.where(inside & (length > 0), ln_pieces, -jnp.inf), axis=0)
 
     windows = [ln_sum((middle > a) & (middle < b)) for a, b in areas]
-    searched = (middle > peak[0]) & (middle < peak[1])
-    ln_peak, peak_day = _maximum(c, begin, length, searched)
-    before, after = (middle < peak_day) & long & (middle > peak[0]), (middle > peak_day) & long
-    points = jnp.concatenate([jnp.zeros(1), jnp.asarray(_GAUSS), jnp.ones(1)])[:, None, None]
-    slope = (c[1] + points * (2 * c[2] + points * 3 * c[3])) / jnp.maximum(length, _JUST)
-    inside = (begin + points * length <= peak_day) & before
-    at_half = _level_at(c, cuts, length, jnp.asarray(horizon) / 2)
-    last_above, above = _crossing(c, begin, length, ln_limit)
     each_day = [_level_at(c, cuts, length, day) for day in days]
     none = jnp.zeros((0, cuts.shape[1]))
+    ln_peak, peak_day = _maximum(c, begin, length, (middle > peak[0]) & (middle < peak[1]))
+    ln_lowest, rise, fall, last_slope = _around_peak(c, begin, length, (middle > peak[0]) & long, long, peak_day)
+    last_above, above = _crossing(c, begin, length, ln_limit)
     return Answer(
         ln_area=jnp.stack(windows) if windows else none,
         ln_level=jnp.stack(each_day) if each_day else none,
         ln_peak=ln_peak,
         peak_day=peak_day,
-        ln_lowest=jnp.where(inside, _cubic(c, points), jnp.inf).min(axis=(0, 1)),
-        steepest_rise=jnp.where(inside, slope, -jnp.inf).max(axis=(0, 1)),
-        steepest_fall=-jnp.where(after, slope, jnp.inf).min(axis=(0, 1)),
-        late_slope=(ln[-1] - at_half) / (horizon / 2),
-        last_slope=jnp.take_along_axis(slope[-1], _last_long(long)[None], axis=0)[0],
+        ln_lowest=ln_lowest,
+        steepest_rise=rise,
+        steepest_fall=fall,
+        late_slope=(ln[-1] - _level_at(c, cuts, length, jnp.asarray(horizon) / 2)) / (horizon / 2),
+        last_slope=last_slope,
         ln_end=ln[-1],
         ln_total=ln_sum(middle > 0),
         last_above=last_above,
         above=above,
     )
+
+
+def _cubics(ln, length):
+    """Coefficients of every segment's cubic, in its share of the segment: ``(power, segment, lane)``."""
+    segment = jnp.stack([ln[k : len(ln) - 3 + k : 3] for k in range(4)])
+    # A jump has a segment of its own, too short for anything but a straight line.
+    straight = segment[0] + (segment[3] - segment[0]) * _NODES[:, None, None]
+    return jnp.einsum("kn,nsl->ksl", _TO_CUBIC, jnp.where(length > 10 * _JUST, segment, straight))
+
+
+def _around_peak(c, begin, length, searched, long, peak_day):
+    """Lowest level and steepest rise before the peak, steepest fall after it, and the slope at the end."""
+    points = jnp.concatenate([jnp.zeros(1), jnp.asarray(_GAUSS), jnp.ones(1)])[:, None, None]
+    middle = begin + length / 2
+    slope = (c[1] + points * (2 * c[2] + points * 3 * c[3])) / jnp.maximum(length, _JUST)
+    before = (begin + points * length <= peak_day) & (middle < peak_day) & searched
+    after = (middle > peak_day) & long
+    lowest = jnp.where(before, _cubic(c, points), jnp.inf).min(axis=(0, 1))
+    rise = jnp.where(before, slope, -jnp.inf).max(axis=(0, 1))
+    fall = -jnp.where(after, slope, jnp.inf).min(axis=(0, 1))
+    last = len(long) - 1 - jnp.argmax(long[::-1], axis=0)  # the last segment that is no jump
+    return lowest, rise, fall, jnp.take_along_axis(slope[-1], last[None], axis=0)[0]
 
 
 def _cubic(c, u):
@@ -245,11 +258,6 @@ def _level_at(c, cuts, length, day):
     here = [jnp.take_along_axis(a, k, axis=0)[0] for a in (*c, cuts[:-1], length)]
     u = jnp.clip((day - here[4]) / jnp.where(here[5] > 0, here[5], 1.0), 0.0, 1.0)
     return _cubic(here[:4], u)
-
-
-def _last_long(long):
-    """The last segment that is no jump."""
-    return long.shape[0] - 1 - jnp.argmax(long[::-1], axis=0)
 
 
 def _crossing(c, begin, length, ln_limit):
