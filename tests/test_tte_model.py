@@ -53,7 +53,7 @@ def scipys(distribution, kind, theta):
         law = stats.fisk(np.exp(-theta[3]), scale=np.exp(eta))
     event, t = TABLE["e"] == 1, TABLE["t"]
     if kind == "_interval":
-        return np.where(event, np.log(law.cdf(t) - law.cdf(TABLE["last"])), law.logsf(t)).sum()
+        return np.where(event, np.log(np.where(event, law.cdf(t) - law.cdf(TABLE["last"]), 1.0)), law.logsf(t)).sum()
     start = law.logsf(TABLE["entry"]) if kind == "_entry" else 0.0
     return (np.where(event, law.logpdf(t), law.logsf(t)) - start).sum()
 

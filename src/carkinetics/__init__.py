@@ -74,6 +74,8 @@ _HOME = {
     "kaplan_meier": "response.judging",
     "calibration": "response.judging",
     "cumulative_incidence": "response.judging",
+    "Course": "response.followed",
+    "tte_course": "response.course_model",
     "plots": "",
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
@@ -140,6 +142,8 @@ if TYPE_CHECKING:
     from carkinetics.recommending import DoseOptions as DoseOptions
     from carkinetics.recommending import recommend as recommend
     from carkinetics.response.averaging import average as average
+    from carkinetics.response.course_model import tte_course as tte_course
+    from carkinetics.response.followed import Course as Course
     from carkinetics.response.judging import calibration as calibration
     from carkinetics.response.judging import cumulative_incidence as cumulative_incidence
     from carkinetics.response.judging import kaplan_meier as kaplan_meier

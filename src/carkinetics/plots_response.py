@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 BLUE, ORANGE, GREEN, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#8C8C8C", "#222222"
 _GROUPS = (BLUE, ORANGE, GREEN, BLACK)
 _RISK_TIMES = 6
+_LEGEND = "Kaplan-Meier (solid, descriptive) and model (dashed, 95 % band)"
 
 
 def exposure_response(
@@ -112,9 +113,11 @@ def survival(response: TteResponse, *, groups: int = 2) -> "np.ndarray":
             axes[1].text(day, -k, str(int(later.max()) if len(later) else 0), ha="center", va="center", color=color,
                          fontsize=8)  # fmt: skip
     axes[0].set_ylim(0, 1.03)
-    axes[0].set_ylabel(f"without {_plainly(response.what)}", fontsize=9)
-    axes[0].legend(frameon=False, fontsize=8, title="observed (solid, descriptive) and model (dashed, 95 % band)",
-                   title_fontsize=7)  # fmt: skip
+    axes[0].set_ylabel(f"event-free ({_plainly(response.what)})", fontsize=9)
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=2, frameon=False, fontsize=8, title=_LEGEND, title_fontsize=7
+    )
     _risk_table(axes[1], ticks, len(names))
     _plain(axes[0])
     _caution(figure)
@@ -204,7 +207,7 @@ def _nth(k: int, n: int) -> str:
 def _asked(response: AbstractResponse, at: float | None) -> str:
     what = _plainly(response.what)
     if isinstance(response, TteResponse):
-        return f"without {what} on day {at:g}"
+        return f"event-free on day {at:g} ({what})"
     return f"P({what})" if at is None else f"P({what} grade ≥ {at:g})"
 
 
@@ -228,5 +231,6 @@ def _plain(ax: "Axes") -> None:
 
 
 def _caution(figure) -> None:
-    figure.text(0.995, 0.002, "an association: exposure is measured after treatment", ha="right", va="bottom",
-                fontsize=5.5, color=GREY)  # fmt: skip
+    figure.supxlabel(
+        "an association: exposure is measured after treatment", fontsize=6.5, color=GREY, x=0.99, ha="right"
+    )

@@ -1,6 +1,6 @@
 """Averages over exposure metrics and forms, with the null model among them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,7 +59,7 @@ class Average:
         return sum(w for k, w in self.weights.items() if self.members[k].terms.form == "flat")
 
     def predict(
-        self, values: Mapping[str, float | Float[np.ndarray, "..."]], *, at: float | None = None
+        self, values: Mapping[str, float | Sequence[float] | Float[np.ndarray, "..."]], *, at: float | None = None
     ) -> Float[np.ndarray, "draw ..."]:
         """Draws of the members, each as often as it weighs.
 

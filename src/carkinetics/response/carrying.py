@@ -36,6 +36,8 @@ from carkinetics.model_parts import nearest_or_raise
 TWO_STAGE = ("propagate", "point", "joint")
 NODES = 20  # of the quadrature over one patient's draws: exact for polynomials up to degree 39
 _MOST_FACTORS = 5
+_MOST_SHARED = 0.98  # of a patient's variance
+_ROUNDS = 50
 _FLAT = 1e-8  # of the SD of draws: below it they are all the same
 
 
@@ -64,7 +66,10 @@ def carried(u: Float[np.ndarray, "draw subject"], two_stage: str, nodes: int = N
     if two_stage == "point" or len(u) == 1 or u.std(axis=0).max() < _FLAT:
         return Carried(np.median(u, axis=0)[None], np.zeros((1, u.shape[1])), none)
     loadings = common(u) if two_stage == "joint" else none
-    rest = u - _scores(u, loadings) @ loadings if len(loadings) else u
+    rest = u
+    if len(loadings):
+        variance, mean = np.maximum(u.var(axis=0), np.finfo(float).tiny), u.mean(axis=0)
+        rest = mean + (u - mean) * np.sqrt(np.maximum(1 - np.square(loadings).sum(axis=0) / variance, 0.0))
     pairs = [gauss(column, nodes) for column in rest.T]
     return Carried(np.stack([x for x, _ in pairs], axis=1), np.log(np.stack([w for _, w in pairs], axis=1)), loadings)
 
@@ -100,23 +105,25 @@ def gauss(x: Float[np.ndarray, " draw"], n: int) -> tuple[Float[np.ndarray, " no
 
 
 def common(u: Float[np.ndarray, "draw subject"]) -> Float[np.ndarray, "factor subject"]:
-    """Loadings of what patients' draws share: principal components of their correlation that are above noise.
+    """Loadings of what patients' draws share: principal axes of their correlation that are above noise.
 
-    Noise is the largest eigenvalue that independent columns would have (Marchenko and Pastur's edge).
+    Noise is the largest eigenvalue that independent columns would have (Marchenko and Pastur's edge). What is a
+    patient's own is left out of the diagonal, in rounds.
     """
     draws, n = u.shape
     sd = u.std(axis=0)
     moving = sd > _FLAT
     s = np.where(moving, (u - u.mean(axis=0)) / np.where(moving, sd, 1.0), 0.0)
-    values, vectors = np.linalg.eigh(s.T @ s / draws)
-    edge = (1 + np.sqrt(n / draws)) ** 2
-    keep = [k for k in range(n - 1, -1, -1) if values[k] > 1.1 * edge][:_MOST_FACTORS]
-    return np.array([vectors[:, k] * np.sqrt(values[k]) * sd for k in keep]).reshape(-1, n)
-
-
-def _scores(u, loadings) -> Float[np.ndarray, "draw factor"]:
-    """Standardised principal component scores of every draw."""
-    sd = np.where(u.std(axis=0) > _FLAT, u.std(axis=0), 1.0)
-    direction = loadings / sd
-    s = (u - u.mean(axis=0)) / sd
-    return s @ direction.T / (direction**2).sum(axis=1)
+    correlation = s.T @ s / draws
+    values, vectors = np.linalg.eigh(correlation)
+    factors = min(int((values > 1.1 * (1 + np.sqrt(n / draws)) ** 2).sum()), _MOST_FACTORS)
+    if not factors:
+        return np.zeros((0, n))
+    for _ in range(_ROUNDS):
+        loadings = vectors[:, -factors:] * np.sqrt(np.maximum(values[-factors:], 0.0))
+        shared = np.minimum(np.square(loadings).sum(axis=1), _MOST_SHARED)
+        np.fill_diagonal(correlation, shared)
+        values, vectors = np.linalg.eigh(correlation)
+    loadings = vectors[:, -factors:] * np.sqrt(np.maximum(values[-factors:], 0.0))
+    excess = np.sqrt(np.maximum(np.square(loadings).sum(axis=1) / _MOST_SHARED, 1.0))
+    return (loadings / excess[:, None] * sd[:, None]).T

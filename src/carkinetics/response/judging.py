@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 from carkinetics.errors import ModelError
 from carkinetics.response.guards import BINS, bins_of
 from carkinetics.response.result import AbstractResponse
+from carkinetics.response.survival import Survival
 from carkinetics.response.tte_model import TteResponse
 from carkinetics.simulation import refuse_seed
 
@@ -217,6 +218,8 @@ def survival_by_exposure(
     DataFrame
         ``GROUP TIME MEDIAN LOW HIGH``: survival averaged over the group's patients, given no event until the landmark.
     """
+    if not isinstance(response.terms, Survival):
+        raise ModelError("survival_by_exposure: exposure changes with time in this model, and no group keeps its own.")
     which = bins_of(response.patients.point, groups)
     last = float(response.times["TIME"].max())
     x = np.linspace(response.clock.since, last, 60) if days is None else np.asarray(days, float)

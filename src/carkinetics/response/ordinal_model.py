@@ -183,4 +183,4 @@ def _of_grades(patients: Patients, grade: Int[np.ndarray, " n"], levels: tuple[i
 
 
 def _rare(y: Float[np.ndarray, " n"]) -> bool:
-    return min(y.sum(), (1 - y).sum()) < FEW
+    return bool(min(y.sum(), (1 - y).sum()) < FEW)

@@ -125,11 +125,11 @@ def tte(
     known = since if landmark is not None else times["TIME"]
     found = refuse_immortal(patients, known, allow=allow_immortal_time, what="the landmark or the event")
     clock = clock_of(times, since, options.clock)
-    cuts = _cuts(times, clock, options.cuts) if distribution == "piecewise" else ()
+    cuts = cuts_of(times, clock, options.cuts) if distribution == "piecewise" else ()
     terms = Survival(form, patients.encoder.effects, distribution=distribution, cuts=cuts).with_priors(prior)
     name = str(patients.outcome.columns[0]).removesuffix("_TIME")
     found += [*few(int(times["EVENT"].sum()), len(terms.names) - len(terms.baseline), name), *of_exposure(patients)]
-    found += [*after_treatment(patients, options.treated_day), *of_carrying(patients, two_stage), *_pieces(times, cuts)]
+    found += [*after_treatment(patients, options.treated_day), *of_carrying(patients, two_stage), *pieces(times, cuts)]
     warn(found)
     arrays, posterior = fitted(terms, patients, arrays_of(times, clock), two_stage=two_stage, seed=seed)
     return TteResponse(terms, patients, arrays, posterior, two_stage, seed, tuple(found), clock, times)
@@ -203,7 +203,7 @@ def arrays_of(times: pd.DataFrame, clock: Clock) -> dict[str, np.ndarray]:
     return {"t1": np.where(between, np.maximum(last, entry), end), "t2": end, "entry": entry, "kind": kind}
 
 
-def _cuts(times: pd.DataFrame, clock: Clock, given: tuple[float, ...] | None) -> tuple[float, ...]:
+def cuts_of(times: pd.DataFrame, clock: Clock, given: tuple[float, ...] | None) -> tuple[float, ...]:
     """In the model's time; quartiles of the events unless given."""
     if given is not None:
         days = np.asarray(given, float)
@@ -216,7 +216,8 @@ def _cuts(times: pd.DataFrame, clock: Clock, given: tuple[float, ...] | None) ->
     return tuple(float(t) for t in clock.time(days))
 
 
-def _pieces(times: pd.DataFrame, cuts: tuple[float, ...]) -> list[Finding]:
+def pieces(times: pd.DataFrame, cuts: tuple[float, ...]) -> list[Finding]:
+    """Too few events for the pieces of a hazard."""
     events = int(times["EVENT"].sum())
     if cuts and events < 2 * (len(cuts) + 1):
         return [("few events", f"{events} events for {len(cuts) + 1} pieces of the hazard: give fewer cuts.")]
