@@ -59,6 +59,11 @@ def test_toxicities_at_the_lowest_level_stop():
     assert found.dose is None and found.decision == "stop"
 
 
+def test_a_toxicity_can_raise_the_dose_of_boin12():
+    """By the published rule, and said in docs/design.md. If it fails, the page warns of what does not happen."""
+    assert (DESIGN.recommend("2NNNEEE").dose, DESIGN.recommend("2TNNEEE").dose) == (2, 3)
+
+
 def test_without_response_anywhere_the_trial_stops():
     """0 of 12 at both levels: P(response < 0.25) = 0.976. If it fails, futile doses are given for ever."""
     design = ck.design.boin12(0.35, 0.25, 2)

@@ -8,7 +8,9 @@ from carkinetics.design.boundary_tables import boundaries, to_html, write_table
 from carkinetics.design.cohort_rules import three_plus_three
 from carkinetics.design.decision import Decision, Step
 from carkinetics.design.efficacy import Utility, boin12, desirability_table
+from carkinetics.design.exposure_model import exposure_informed
 from carkinetics.design.intervals import boin, keyboard, mtpi2
+from carkinetics.design.late import simulate_late
 from carkinetics.design.logistic import blrm
 from carkinetics.design.logistic_model import NormalPrior, OverdoseControl
 from carkinetics.design.operating import Operating, Truth, exact, simulate
@@ -47,11 +49,13 @@ __all__ = [
     "crm",
     "desirability_table",
     "exact",
+    "exposure_informed",
     "keyboard",
     "mtpi2",
     "outcomes",
     "paths",
     "simulate",
+    "simulate_late",
     "skeleton",
     "three_plus_three",
     "tite_crm",

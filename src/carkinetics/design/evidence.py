@@ -10,15 +10,15 @@ from carkinetics.design.patients import Patients, counted_level
 
 
 class Rows(NamedTuple):
-    """The patients of one trial, for a model that reads the dose infused and the follow-up.
+    """The patients one by one, for a model that reads the dose infused and the follow-up.
 
     ``amount`` is the dose infused, ``toxic`` 1 or 0, ``weight`` the share of the window that a patient without a
-    toxicity was followed.
+    toxicity was followed: with 0, nothing is known.
     """
 
-    amount: Float[np.ndarray, " patient"]
-    toxic: Float[np.ndarray, " patient"]
-    weight: Float[np.ndarray, " patient"]
+    amount: Float[np.ndarray, "trial patient"]
+    toxic: Float[np.ndarray, "trial patient"]
+    weight: Float[np.ndarray, "trial patient"]
 
 
 class Evidence(NamedTuple):
@@ -31,7 +31,7 @@ class Evidence(NamedTuple):
     current : array of shape (trial,)
         Level of the last cohort; 0 before the first patient.
     rows : Rows, optional
-        The patients one by one, where there is one trial.
+        The patients one by one; a model that reads them does not read the counts.
     """
 
     treated: Float[np.ndarray, "trial level"]
@@ -81,7 +81,7 @@ def gather(
     last = patients.cohort == patients.cohort.max(initial=0)
     current = max(level[last].max(initial=0), 1) if patients.n else 0
     seen = ~np.isnan(dlt)
-    rows = Rows(patients.infused[seen], dlt[seen], weight[seen])
+    rows = Rows(patients.infused[None, seen], dlt[None, seen], weight[None, seen])
     treated, toxic, effective, both = (np.array(c, float)[None] for c in (treated, toxic, effective, both))
     return Evidence(treated, toxic, effective, both, np.array([current]), rows)
 

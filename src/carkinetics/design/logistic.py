@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
+from scipy import special
 
 from carkinetics.design.base import AbstractDesign, Proposal
 from carkinetics.design.evidence import Evidence
@@ -36,7 +37,8 @@ def blrm(
     reference : float, optional
         Dose at which the odds of a toxicity are alpha; without, the highest.
     prior : NormalPrior, optional
-        Of (ln alpha, ln beta); without, that of Neuenschwander et al., whose reference is the highest dose.
+        Of (ln alpha, ln beta); without, that of Neuenschwander et al., whose reference is the highest dose and has a
+        prior median rate of 0.90: right for a range that is meant to reach toxic doses, too strict for one that is not.
     control : OverdoseControl, optional
         The interval that is aimed at and the largest probability of lying above it; without, 0.16 to 0.33 and 0.25.
     start : int
@@ -79,7 +81,8 @@ class Blrm(AbstractDesign):
     @property
     def convention(self) -> str:
         """What the estimates in its tables are."""
-        return self.model.control.convention
+        rate = special.expit(self.model.prior.mean[0])
+        return f"{self.model.control.convention} Prior median rate {rate:.2f} at the reference dose {self.reference:g}."
 
     @property
     def target(self) -> float | None:
@@ -101,7 +104,7 @@ class Blrm(AbstractDesign):
         """Patients and toxicities by the dose infused where there is one trial, else by level."""
         if evidence.rows is None:
             return evidence.treated, evidence.toxic, None
-        amounts, toxic = evidence.rows.amount, evidence.rows.toxic
+        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
         given = np.unique(np.concatenate([self.setting.doses, amounts]))
         at = (amounts[:, None] == given).astype(float)
         rates = self.model.rates_of([(float(np.log(d / self.reference)),) for d in given])

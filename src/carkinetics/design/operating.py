@@ -97,7 +97,7 @@ def simulate(
     DesignError
         Truth and design have different levels, or a number cannot be.
     """
-    truth = _checked(design, truth, n, patients, cohort)
+    truth = checked(design, truth, n, patients, cohort)
     refuse_seed(seed)
     if design.window is not None:
         raise DesignError("simulate: follow-up needs a calendar; use simulate_late for TITE designs.")
@@ -115,7 +115,7 @@ def simulate(
         _treat(state, alive, level, luck[alive, done : done + size], truth)
         done += size
     ended[live] = _final(design, _take(state, who[live]))
-    return _described(design, truth, ended, state, None)
+    return described(design, truth, ended, state, None)
 
 
 def exact(
@@ -136,7 +136,7 @@ def exact(
     DesignError
         There are more than two million states.
     """
-    truth = _checked(design, truth, 1, patients, cohort)
+    truth = checked(design, truth, 1, patients, cohort)
     if design.window is not None:
         raise DesignError("exact: follow-up needs a calendar; use simulate_late for TITE designs.")
     state, mass = nothing(1, len(truth.toxicity)), np.ones(1)
@@ -157,7 +157,7 @@ def exact(
         np.concatenate([s.both for s in states]),
         np.concatenate([s.current for s in states]),
     )
-    return _described(design, truth, np.concatenate(ended), merged, np.concatenate(weight))
+    return described(design, truth, np.concatenate(ended), merged, np.concatenate(weight))
 
 
 def draws(seed: int, n: int, patients: int, columns: int = 2) -> Float[np.ndarray, "trial patient column"]:
@@ -173,9 +173,10 @@ def draws(seed: int, n: int, patients: int, columns: int = 2) -> Float[np.ndarra
     return found
 
 
-def _checked(
+def checked(
     design: AbstractDesign, truth: Truth | Sequence[float] | np.ndarray, n: int, patients: int, cohort: int
 ) -> Truth:
+    """The truth, if it fits the design and the numbers can be."""
     truth = truth if isinstance(truth, Truth) else Truth(tuple(float(p) for p in truth))
     for name, rates in (("toxicity", truth.toxicity), ("response", truth.response)):
         wrong = [p for p in rates if not 0 <= p <= 1]
@@ -262,7 +263,7 @@ def _branch(
     return Evidence(treated, toxic, effective, both, keys[:, -1].astype(int)), merged
 
 
-def _described(
+def described(
     design: AbstractDesign,
     truth: Truth,
     ended: Int[np.ndarray, " trial"],

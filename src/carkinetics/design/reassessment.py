@@ -11,7 +11,7 @@ from scipy import special
 
 from carkinetics.design import quadrature
 from carkinetics.design.base import AbstractDesign, Proposal
-from carkinetics.design.evidence import Evidence
+from carkinetics.design.evidence import Evidence, Rows
 from carkinetics.design.isotonic import closest
 from carkinetics.design.rules import FirstDoseStop, NoSkipping, Rule
 from carkinetics.design.setting import Setting, make_setting, refuse_target
@@ -235,12 +235,7 @@ class Crm(AbstractDesign):
         """Weights of the nodes, summing to 1."""
         grid = self._grid
         if evidence.rows is not None:
-            rows = evidence.rows
-            ln, ln_not = self._ln_rates(self._x_of(rows.amount), grid.b.nodes)
-            with np.errstate(divide="ignore"):
-                partial = np.log1p(-np.minimum(rows.weight[:, None] * np.exp(ln), 1.0))
-            partial = np.where(rows.weight[:, None] == 1.0, ln_not, partial)
-            likelihood = np.where(rows.toxic[:, None] == 1, ln, partial).sum(axis=0)[None]
+            likelihood = self._by_patient(evidence.rows)
         else:
             ln, ln_not = self._ln_rates(grid.x, grid.b.nodes)
             none = evidence.treated - evidence.toxic
@@ -248,6 +243,19 @@ class Crm(AbstractDesign):
             likelihood = evidence.toxic @ ln + none @ np.maximum(ln_not, -1e8)
         density = quadrature.posterior(grid.ln_prior, likelihood)
         return density / density.sum(axis=1, keepdims=True)
+
+    def _by_patient(self, rows: Rows) -> Float[np.ndarray, "trial node"]:
+        """Ln likelihood of patients one by one: rate if toxic, else 1 - weight rate."""
+        amounts, back = np.unique(rows.amount, return_inverse=True)
+        ln, ln_not = self._ln_rates(self._x_of(amounts), self._grid.b.nodes)
+        rate, ln_not = np.exp(ln), np.maximum(ln_not, -1e8)
+        back = back.reshape(rows.amount.shape)
+        found = np.zeros((len(rows.amount), ln.shape[1]))
+        for k in range(rows.amount.shape[1]):
+            weight, toxic, at = rows.weight[:, k, None], rows.toxic[:, k, None], back[:, k]
+            partial = np.log1p(-np.where(weight < 1, weight, 0.0) * rate[at])
+            found += np.where(toxic == 1, ln[at], np.where(weight < 1, partial, ln_not[at]))
+        return found
 
     def rates(self, evidence: Evidence, estimate: str | None = None) -> Float[np.ndarray, "trial level"]:
         """Estimated DLT probabilities of the levels, per trial."""
