@@ -25,12 +25,12 @@ LAYERS = (
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive profiles noncompartmental trajectories exposures "
     "side_by_side response response.* design design.* endpoints new_exposures new_patients plan recommending",
-    "plots plots_response outputs",
+    "plots plots_response plots_dose outputs",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.
 ONLY_IN_LAYERS = {"numpyro": (3, 4, 5), "pandas": (2, 4, 5, 6, 7), "arviz": (4, 5, 6, 7), "xarray": (4, 5, 6, 7)}
-ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots", "plots_response")}
+ONLY_IN_MODULES = {"diffrax": ("solvers",), "matplotlib": ("plots", "plots_response", "plots_dose")}
 
 
 def module_of(path):

@@ -12,6 +12,8 @@ from carkinetics.diagnostics import individual_curves
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
+from carkinetics.plots_dose import pareto as pareto
+from carkinetics.plots_dose import utility as utility
 from carkinetics.plots_response import (
     BLACK,
     BLUE,

@@ -237,5 +237,6 @@ def _priors(fit: Fit, endpoints: Sequence[Judged], column: str) -> pd.DataFrame:
                 rows.append({"OF": "dose on exposure", "PARAMETER": e.name, "PRIOR": text})
     for e in endpoints:
         for name, text in e.response.table()["PRIOR"].items():
-            rows.append({"OF": e.name, "PARAMETER": name, "PRIOR": text})
+            shares = text == "flat" and not e.response.terms.is_flat  # thresholds: their prior is not one of each
+            rows.append({"OF": e.name, "PARAMETER": name, "PRIOR": "uniform shares of grades" if shares else text})
     return pd.DataFrame(rows, columns=["OF", "PARAMETER", "PRIOR"])
