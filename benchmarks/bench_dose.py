@@ -11,6 +11,7 @@ that an interrupted run goes on where it was:
 
 import argparse
 import dataclasses
+import itertools
 import json
 import sys
 import time
@@ -76,7 +77,7 @@ def tell(path: Path) -> dict:
     hit = np.array([[k == t["best"] for k in range(3)] for t in prior]).ravel()
     edges = [0, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95, 1.01]
     curve = []
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         here = (p >= a) & (p < b)
         if here.any():
             curve.append({"said": round(p[here].mean(), 3), "seen": round(hit[here].mean(), 3), "n": int(here.sum())})

@@ -1,4 +1,4 @@
-"""Trials whose posterior is known in closed form, and what a dose then truly does, by quadrature: for plans of doses."""
+"""Trials whose posterior is known in closed form, and what a dose then truly does, by quadrature."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -179,8 +179,3 @@ def planned(truth, n, seed, *, options=None, levels=LEVELS, weights=(1.0, -1.5))
         options=options or ck.DoseOptions(draws=DRAWS, simulated=50),
     )
     return plan, np.array([true_rates(trial, truth, d) for d in levels])
-
-
-def changed(plan, **fields):
-    """A plan with other numbers."""
-    return dataclasses.replace(plan, **fields)

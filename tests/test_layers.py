@@ -24,7 +24,8 @@ LAYERS = (
     "inference inference.* fit_tree parameter_table fit_result fit_file posterior_model fitting cohort simulation "
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive profiles noncompartmental trajectories exposures "
-    "side_by_side response response.* design design.* endpoints new_exposures new_patients plan recommending",
+    "side_by_side response response.* design design.* "
+    "endpoints new_exposures new_patients plan recommending outcome_names",
     "plots plots_response plots_dose outputs",
     "demo config cli __main__",
 )

@@ -2,15 +2,18 @@
 
 import dataclasses
 
-import dosing
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
 
 import carkinetics as ck
-from carkinetics import cohort, layout
+import dosing
+from carkinetics import cli, cohort, layout
 from carkinetics.exposures import exposure
+from carkinetics.model_checks import typical_curves
 from carkinetics.new_exposures import new_exposures, wanted
 from carkinetics.population import natural
 
@@ -94,7 +97,9 @@ def test_new_exposures_are_those_of_fitted_patients(data):
     model, rng = ck.load_model(dosing.MODEL), np.random.default_rng(0)
     own = layout.make_layout(model)
     start = np.array([p.theta for p in own.parameters])
-    values = np.asarray(natural(own, start[:, None] + 0.5 * rng.standard_normal((len(start), N))))
+    with jax.enable_x64(True):
+        spread = jnp.asarray(start[:, None] + 0.5 * rng.standard_normal((len(start), N)))
+        values = np.asarray(natural(own, spread))
     dims = ("chain", "draw", "parameter", "subject")
     tree = xr.DataTree.from_dict({"posterior": xr.Dataset({"individual": (dims, values[None, None])})})
     tree.attrs["method"] = "importance"
@@ -112,8 +117,7 @@ def test_new_exposures_are_those_of_fitted_patients(data):
 def test_a_structure_that_takes_the_dose(responses):
     """If it fails, cells per kg are not multiplied by the weight, or the dose does not reach the curve."""
     model = ck.load_model("barros_2021_hdlm2")
-    unknown = {key: 0.3 for key in model.unknown(variability=True, residual=True)}
-    model = model.with_values(unknown) if unknown else model
+    assert not any(p.iiv for p in model.parameters)  # all patients are alike
     table = pd.DataFrame({"ID": ["A", "B", "C"], "TIME": 7.0, "DV": [1e5, 2e5, 3e5], "AMT": 0.0, "EVID": 0, "MDV": 0})
     assay = model.assays[0]
     doses = table.assign(TIME=0.0, DV=np.nan, AMT=[1e6, 2e6, 4e6], EVID=1, MDV=1)
@@ -133,11 +137,9 @@ def test_a_structure_that_takes_the_dose(responses):
     for name in kg.rates:
         np.testing.assert_allclose(kg.rates[name], whole.rates[name], rtol=1e-9)
     assert whole.unit == "cells" and len(whole.doses) == 3
-    own = ck.Cohort(n=1, times=tuple(np.arange(1, 301) / 10), dose=7e5)
-    typical = ck.simulate(model, own, seed=1, variability=False, residual=False)
-    if not any(p.iiv for p in model.parameters):
-        peak = float(typical.samples["ipred"].max())
-        np.testing.assert_allclose(np.exp(whole.means[f"cmax ({assay.name})"][:, 0]), peak, rtol=1e-2)
+    typical = typical_curves(dataclasses.replace(model, typical_dose=7e5), np.arange(1, 301) / 10)
+    peak = float(typical[assay.output].max())
+    np.testing.assert_allclose(np.exp(whole.means[f"cmax ({assay.name})"][:, 0]), peak, rtol=1e-2)
     assert (whole.means[f"cmax ({assay.name})"][:, 0] != whole.means[f"cmax ({assay.name})"][:, 1]).all()
 
 
@@ -186,7 +188,7 @@ def test_what_cannot_be_is_refused(fit, responses, change, error, said):
 def test_a_model_without_a_dose_is_refused_and_says_how_to_add_it(fit, responses):
     """If it fails, levels that are all alike are compared, and one of them recommended."""
     plain = dataclasses.replace(fit, model=dataclasses.replace(fit.model, covariates=()))
-    with pytest.raises(ck.ModelError, match="does not depend on the dose.*with_covariates"):
+    with pytest.raises(ck.ModelError, match=r"does not depend on the dose.*with_covariates"):
         asked(plain, responses, dose_column="")
 
 
@@ -211,12 +213,54 @@ def test_a_response_to_plain_numbers_is_refused(fit, responses, trial):
 def test_endpoints_that_cannot_be_are_refused(fit, responses):
     """If it fails, a typing error in a target or a weight turns a harm into a benefit."""
     orr, crs = responses
-    for bad, said in ((ck.Endpoint(crs, target=25), "between 0 and 1"), (ck.Endpoint(crs, weight=1.5), "at most 0"),
-                      (ck.Endpoint(crs, at=7), "one of the grades"), (ck.Endpoint(crs, name="ORR"), "names")):  # fmt: skip
+    wrong = {
+        "between 0 and 1": {"target": 25},
+        "at most 0": {"weight": 1.5},
+        "one of the grades": {"at": 7},
+        "names": {"name": "ORR"},
+    }
+    for said, bad in wrong.items():
         with pytest.raises(ck.ModelError, match=said):
-            asked(fit, (orr, bad))
+            asked(fit, (orr, ck.Endpoint(crs, **bad)))
     with pytest.raises(ck.ModelError, match="all weights are 0"):
         asked(fit, (ck.Endpoint(orr, weight=0.0), ck.Endpoint(crs, weight=0.0)))
+
+
+def test_the_command_line_gives_the_same_table(fit, trial, tmp_path, capsys, monkeypatch):
+    """If it fails, the command recommends another dose than Python, or a typing error ends in a traceback."""
+    orr, crs = dosing.outcomes_of(trial, TRUTH, np.random.default_rng(2))
+    outcomes = pd.DataFrame({"ORR": orr, "CRS": crs})
+    outcomes["PFS_TIME"], outcomes["PFS_EVENT"] = 100.0 + np.arange(N), 1
+    with_outcomes = dataclasses.replace(fit, data=dataclasses.replace(fit.data, outcomes=outcomes))
+    metric = dataclasses.replace(dosing.peak_metric(trial), window=(0.0, 28.0))
+    monkeypatch.setattr("carkinetics.fit_file.load_fit", lambda path: with_outcomes)
+    monkeypatch.setattr("carkinetics.exposures.exposure", lambda *_, **__: {"cmax": metric})
+    ends = ["--efficacy", "ORR:cmax", "PFS:cmax@120", "--toxicity", "CRS:cmax@3"]
+    rest = [
+        "--levels",
+        "1e6",
+        "1e7",
+        "--dose-column",
+        "DOSE_PER_KG",
+        "--seed",
+        "4",
+        "--out",
+        str(tmp_path / "dose.csv"),
+    ]
+    command = ["dose", "fit.nc", *ends, *rest]
+    assert cli.main(command) == 0
+    assert "not a medical device" in capsys.readouterr().out
+    efficacy = [
+        ck.logistic(metric, outcomes["ORR"], seed=4),
+        ck.tte(metric, outcomes[["PFS_TIME", "PFS_EVENT"]], seed=4),
+    ]
+    toxicity = ck.ordinal(metric, outcomes["CRS"], seed=4)
+    expected = asked(fit, ([efficacy[0], ck.Endpoint(efficacy[1], at=120)], toxicity), levels=(1e6, 1e7))
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "dose.csv"), expected.table, check_dtype=False)
+    assert "PFS_120" in expected.table
+    for wrong in ("ORR", "OR:cmax", "CRS:cmax@x"):
+        assert cli.main(["dose", "fit.nc", "--efficacy", wrong, *ends[3:], *rest]) == 1
+        assert wrong.split(":")[0] in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -125,7 +125,8 @@ def given_pool(model: Model, given: pd.DataFrame, endpoints: Sequence[Judged], d
 
 
 def _taken(x: Inputs, at: Int[np.ndarray, " n"]) -> Inputs:
-    return jax.tree.map(lambda a: np.asarray(a)[..., at], x)
+    with jax.enable_x64(True):
+        return jax.tree.map(lambda a: jnp.asarray(np.asarray(a)[..., at]), x)
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,7 +197,7 @@ def _individual(
     layout: Layout, phi: Float[Array, " phi"], z: Float[Array, "random n"], u: Float[Array, " n"], design: Array
 ) -> Float[Array, "parameter n"]:
     of = population(layout, phi, design)
-    x = of.varying(z)
+    x = of.varying(z) if layout.random else z
     if of.step is not None and of.log_odds is not None:
         x = x + jnp.where(u < jax.nn.sigmoid(of.log_odds), of.step[:, None], 0.0)
     return natural(layout, of.parameters(x))

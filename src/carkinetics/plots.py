@@ -12,8 +12,7 @@ from carkinetics.diagnostics import individual_curves
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
-from carkinetics.plots_dose import pareto as pareto
-from carkinetics.plots_dose import utility as utility
+from carkinetics.plots_dose import pareto, utility
 from carkinetics.plots_response import (
     BLACK,
     BLUE,
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BLACK", "BLUE", "GREEN", "GREY", "ORANGE", "calibration", "exposure_response", "forest", "individuals",
-    "observed_predicted", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
-    "typical",
+    "observed_predicted", "pareto", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
+    "typical", "utility",
 ]  # fmt: skip
 
 
