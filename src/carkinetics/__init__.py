@@ -25,7 +25,9 @@ _HOME = {
     "DataWarning": "errors",
     "Dataset": "dataset",
     "DesignError": "errors",
+    "DoseOptions": "recommending",
     "EarlyFall": "infusion",
+    "Endpoint": "endpoints",
     "Exposure": "metric",
     "Fit": "fit_result",
     "FitError": "errors",
@@ -36,6 +38,8 @@ _HOME = {
     "NcaRules": "profiles",
     "ModelError": "errors",
     "Parameter": "model_parts",
+    "Plan": "plan",
+    "PlanRules": "plan",
     "Prior": "model_parts",
     "ReadOptions": "dataset",
     "Review": "review",
@@ -80,6 +84,7 @@ _HOME = {
     "prior_predictive": "prior_trials",
     "read_dataset": "dataset",
     "report": "reporting",
+    "recommend": "recommending",
     "run_checks": "model_checks",
     "simulate": "simulation",
     "stress_test": "stress",
@@ -110,6 +115,7 @@ if TYPE_CHECKING:
     from carkinetics.dependence import Mixture as Mixture
     from carkinetics.diagnostics import gof as gof
     from carkinetics.diagnostics import individual_fits as individual_fits
+    from carkinetics.endpoints import Endpoint as Endpoint
     from carkinetics.errors import CarkineticsError as CarkineticsError
     from carkinetics.errors import DataError as DataError
     from carkinetics.errors import DataWarning as DataWarning
@@ -147,6 +153,8 @@ if TYPE_CHECKING:
     from carkinetics.model_parts import Treatment as Treatment
     from carkinetics.noncompartmental import Nca as Nca
     from carkinetics.noncompartmental import nca as nca
+    from carkinetics.plan import Plan as Plan
+    from carkinetics.plan import PlanRules as PlanRules
     from carkinetics.prediction_errors import PredictionErrors as PredictionErrors
     from carkinetics.prediction_errors import npde as npde
     from carkinetics.predictive import LeftOut as LeftOut
@@ -154,6 +162,8 @@ if TYPE_CHECKING:
     from carkinetics.predictive import lopo as lopo
     from carkinetics.prior_trials import prior_predictive as prior_predictive
     from carkinetics.profiles import NcaRules as NcaRules
+    from carkinetics.recommending import DoseOptions as DoseOptions
+    from carkinetics.recommending import recommend as recommend
     from carkinetics.reporting import report as report
     from carkinetics.response.averaging import average as average
     from carkinetics.response.course_model import tte_course as tte_course

@@ -43,7 +43,7 @@ def entry() -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="carkinetics", description=__doc__ and "Population models of CAR-T kinetics.")
-    verbs = parser.add_subparsers(required=True, metavar="{demo,models,simulate,check,fit,nca,exposure}")
+    verbs = parser.add_subparsers(required=True, metavar="{demo,models,simulate,check,fit,nca,exposure,dose}")
 
     demo = verbs.add_parser("demo", help="simulate a virtual trial, fit it, draw it")
     demo.add_argument("--out", type=Path, default=Path("carkinetics-demo"), help="folder for the results")
@@ -88,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     _table_options(fit)
     fit.set_defaults(run=_fit)
     _exposure_verbs(verbs)
+    _dose_verb(verbs)
     return parser
 
 
@@ -108,6 +109,22 @@ def _exposure_verbs(verbs) -> None:
     exposure.add_argument("--assay", help="which one, where there are several")
     exposure.add_argument("--allow-failed", action="store_true", help="even of a fit that failed its check")
     exposure.set_defaults(run=_exposure)
+
+
+def _dose_verb(verbs) -> None:
+    dose = verbs.add_parser("dose", help="which dose, from a fit and the outcomes of its patients")
+    dose.add_argument("fit", type=Path, help="the fit.nc of a fit to a table with outcomes")
+    what = "OUTCOME:METRIC[@AT]"
+    dose.add_argument("--efficacy", nargs="+", required=True, metavar=what, help="e.g. ORR:auc_0_28 PFS:auc_0_28@182")
+    dose.add_argument("--toxicity", nargs="+", required=True, metavar=what, help="e.g. CRS:cmax@3")
+    dose.add_argument("--levels", type=float, nargs="+", required=True, metavar="DOSE", help="from the lowest")
+    dose.add_argument("--dose-column", default="", metavar="COLUMN", help="the model's covariate that is the dose")
+    dose.add_argument("--total", action="store_true", help="levels are cells in all, not per kg")
+    dose.add_argument("--assay", help="which one, where there are several")
+    dose.add_argument("--out", type=Path, default=Path("dose.csv"), help="the table of levels")
+    dose.add_argument("--seed", type=int, default=1)
+    dose.add_argument("--allow-failed", action="store_true", help="even of a fit that failed its check")
+    dose.set_defaults(run=_dose)
 
 
 def _table_options(parser: argparse.ArgumentParser) -> None:
@@ -267,6 +284,30 @@ def _exposure(arguments: argparse.Namespace) -> None:
     print("\nobserved over model-based:")
     _print_table(compare_exposure(result, **options).summary.set_index("METRIC"))
     print(f"\n{arguments.out}: {result.data.n_subjects} patients")
+
+
+def _dose(arguments: argparse.Namespace) -> None:
+    from carkinetics.exposures import exposure
+    from carkinetics.fit_file import load_fit
+    from carkinetics.outcome_names import asked_of, endpoint_of
+    from carkinetics.recommending import DoseOptions, recommend
+
+    result, failed = load_fit(arguments.fit), arguments.allow_failed
+    roles = [[asked_of(text) for text in given] for given in (arguments.efficacy, arguments.toxicity)]
+    metrics = [a.metric for role in roles for a in role]
+    found = exposure(result, metrics, assay=arguments.assay, allow_failed=failed)
+    efficacy, toxicity = ([endpoint_of(a, found[a.metric], result.data, arguments.seed) for a in r] for r in roles)
+    plan = recommend(
+        result,
+        efficacy=efficacy,
+        toxicity=toxicity,
+        levels=arguments.levels,
+        seed=arguments.seed,
+        dose_column=arguments.dose_column,
+        options=DoseOptions(per_kg=not arguments.total, allow_failed=failed),
+    )
+    plan.table.to_csv(arguments.out, index=False)
+    print(f"{plan}\n\n{arguments.out}: {len(plan.levels)} levels")
 
 
 def _read(arguments: argparse.Namespace):
