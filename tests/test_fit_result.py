@@ -32,7 +32,7 @@ def test_parameter_table_by_hand(small_fit):
     assert [row["2.5 %"], row["97.5 %"]] == pytest.approx(np.percentile(tv, [2.5, 97.5]))
     omega = posterior["omega"].sel(parameter="cmax").values
     assert row["IIV CV %"] == pytest.approx(np.median(100 * np.sqrt(np.exp(omega**2) - 1)))
-    eta = posterior["eta"].sel(parameter="cmax").values.mean((0, 1))
+    eta = posterior["eta"].sel(parameter="cmax").values.astype(float).mean((0, 1))
     assert row["shrinkage %"] == pytest.approx(100 * (1 - eta.std(ddof=1) / omega.mean()), rel=1e-6)
     assert table.loc["sigma qpcr", "TV"] == pytest.approx(float(posterior["sigma"].mean()))
     assert list(table.index) == [*posterior["parameter"].values, "sigma qpcr"]

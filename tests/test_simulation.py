@@ -243,7 +243,7 @@ def test_a_patient_for_whom_steps_are_too_long_is_solved_by_shorter_ones():
     with jax.enable_x64(True):
         grid = solvers.make_grid(model.structure, np.tile(times[:, None], 2), x)
         first = compiled_ln_curves(model.structure, grid, values, x)
-        assert np.isnan(first["level"]).any(axis=0).tolist() == [False, True]
+        assert (np.asarray(first["level"]).max(axis=0) > 100).tolist() == [False, True]
         found = solve(model.structure, times, values, x)
         fine = solve(model.structure, times, values, x, refine=64)
     for name, curve in found.items():

@@ -28,6 +28,7 @@ from carkinetics.residuals import RESIDUALS
 from carkinetics.structure import AbstractStructure, Inputs
 
 _FINEST = 256  # times the steps asked for
+_BROKEN = 190.0  # ln of an output that only a state at the end of its range can have
 _TOGETHER = 2048  # patients that are solved at once: their states stay in a core's cache
 
 
@@ -276,11 +277,12 @@ def solve(
 ) -> dict[str, Float[np.ndarray, "time subject"]]:
     """Natural log of every output of any number of patients, some at a time, on all cores.
 
-    Patients for whom the steps are too long, which NaN tells, are solved by shorter ones; else :class:`ModelError`.
+    A step that is too long throws a state to the end of its range, e^200: such patients, and those without a curve, are
+    solved by shorter ones; if none is short enough there is a :class:`ModelError`.
     """
     found = _solved(structure, times, values, x, refine)
     shorter = refine
-    while lost := np.flatnonzero(np.isnan(np.stack(list(found.values()))).any(axis=(0, 1))).tolist():
+    while lost := np.flatnonzero(~(np.stack(list(found.values())) < _BROKEN).all(axis=(0, 1))).tolist():
         if shorter >= _FINEST * refine:
             who = listed(f"{i + 1} (" + ", ".join(f"{v:.3g}" for v in values[:, i]) + ")" for i in lost)
             raise ModelError(f"{structure.name}: no curve for patient(s), with their parameters: {who}.")
