@@ -32,6 +32,15 @@ def test_the_maximum_is_that_of_statsmodels(modes_only):
     np.testing.assert_allclose(start, want, atol=1e-6)
 
 
+def test_the_table_says_which_priors_thresholds_have(modes_only):
+    """If it fails, a reader takes thresholds with the prior of uniform shares for ones without any."""
+    x, grade = graded(60, 1.0, 3)
+    for prior, want in ((None, "uniform over the grades' probabilities"), ("flat", "flat")):
+        said = ck.ordinal(observed(x), series(grade, "CRS"), seed=1, prior=prior).table()["PRIOR"]
+        assert said["threshold_1"] == said["ln_gap_2"] == want
+        assert said["slope"] == ("Normal(0, 2.5)" if prior is None else "flat")
+
+
 @pytest.mark.parametrize("eta", [-800.0, -60.0, 0.3, 60.0, 800.0])
 def test_probabilities_of_grades_keep_digits_and_slope_far_out(eta):
     """If it fails, one patient far from the thresholds gives minus infinity, or a slope of zero that stops a search."""

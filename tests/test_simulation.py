@@ -251,3 +251,12 @@ def test_a_patient_for_whom_steps_are_too_long_is_solved_by_shorter_ones():
     assert found["level"].max() < np.log(1e4)
     with pytest.raises(ModelError, match=r"no curve for patient\(s\), with their parameters: 1 "):
         solve(model.structure, times, np.full((len(typical), 2), np.nan), x)
+
+
+def test_a_model_without_variability_between_patients_is_simulated():
+    """If it fails, models of one animal or one cell line cannot be simulated: nothing in them is random."""
+    known = {f"sigma.{a}": 0.1 for a in ("cells", "tumour")}
+    table = simulate(load_model("barros_2021_hdlm2").with_values(known), Cohort(2, (1.0, 7.0), dose=2e6), seed=1)
+    found = samples(table)
+    assert len(found) == 8 and np.isfinite(found["DV"]).all()
+    assert found["DV"].nunique() == 8  # residuals differ, curves do not

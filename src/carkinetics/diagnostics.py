@@ -167,13 +167,14 @@ def individual_curves(
     DataFrame
         ``ID TIME DVID IPRED LOW HIGH PRED``, in the assay's unit: posterior median and interval of the
         individual's curve, and the median curve with all random effects at zero. The interval is of the
-        curve; a sample's residual error comes on top.
+        curve; a sample's residual error comes on top. Of counts, as of :func:`individual_fits`.
     """
     low, high = (1 - interval) / 2, (1 + interval) / 2
     tables = []
     for grid in _grids(fit, subjects, points, draws):
-        ipred, below, above = np.exp(np.quantile(grid.curves, [0.5, low, high], axis=0))
-        columns = {"IPRED": ipred, "LOW": below, "HIGH": above, "PRED": np.exp(np.median(grid.typical, axis=0))}
+        ipred, below, above = np.exp(np.quantile(grid.curves, [0.5, low, high], axis=0) + grid.ln_per)
+        typical = np.exp(np.median(grid.typical, axis=0) + grid.ln_per)
+        columns = {"IPRED": ipred, "LOW": below, "HIGH": above, "PRED": typical}
         tables += list(grid.tables(columns))
     return pd.concat(tables, ignore_index=True)
 

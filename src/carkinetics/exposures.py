@@ -342,14 +342,12 @@ def _time_above(answer, known, at, recipe, horizon):
 
 
 def _doubling(answer, known, at, recipe, horizon):
-    slope = np.where(answer.steepest_rise > 0, answer.steepest_rise, np.nan)
-    return _Found(_LN2 / slope, "day", *_at_peak(answer, known), why_none="the curve does not rise before its peak")
+    why = "the curve does not rise before its peak"
+    return _Found(answer.doubling_time(), "day", *_at_peak(answer, known), why_none=why)
 
 
 def _fold(answer, known, at, recipe, horizon):
-    fold = np.exp(answer.ln_peak - answer.ln_lowest)
-    fold = np.where(np.isfinite(answer.ln_lowest), fold, np.nan)
-    return _Found(fold, "1", *_at_peak(answer, known), why_none="the peak is at the beginning")
+    return _Found(answer.fold_expansion(), "1", *_at_peak(answer, known), why_none="the peak is at the beginning")
 
 
 def _contraction(answer, known, at, recipe, horizon):

@@ -26,18 +26,13 @@ _PEAKED = ("cmax", "tmax", "doubling_time", "fold_expansion")
 _PATTERNS = ("auc_<from>_<to>", "c_<day>", "c<day>_cmax", "cmax_per_<COLUMN>")
 
 
-def _rising(a: Answer) -> np.ndarray:
-    rise = np.asarray(a.steepest_rise)
-    return math.log(2.0) / np.where(rise > 0, rise, np.nan)
-
-
 _OF_ANSWER: dict[str, Callable[[Answer], np.ndarray]] = {
     "cmax": lambda a: np.exp(a.ln_peak),
     "tmax": lambda a: np.asarray(a.peak_day),
     "t_last": lambda a: np.asarray(a.last_above),
     "time_above": lambda a: np.asarray(a.above),
-    "doubling_time": _rising,
-    "fold_expansion": lambda a: np.exp(a.ln_peak - a.ln_lowest),
+    "doubling_time": Answer.doubling_time,
+    "fold_expansion": Answer.fold_expansion,
 }
 
 

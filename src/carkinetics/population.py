@@ -43,7 +43,7 @@ class Population(eqx.Module):
     def centre(self, ndim: int = 2) -> Float[Array, "random *n"]:
         """Typical values of the random parameters, patient axis last, for an array with this many axes."""
         found = self.typical[jnp.array(self.random, int)]
-        return found.reshape(len(self.random), *(1,) * (ndim - 2), -1)
+        return found.reshape(len(self.random), *(1,) * (ndim - 2), found.shape[-1])
 
     def spread(self, z: Float[Array, "random *n"]) -> Float[Array, "random *n"]:
         """Deviations of individual parameters, from standardised ones."""

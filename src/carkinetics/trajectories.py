@@ -84,6 +84,16 @@ class Answer(eqx.Module):
     last_above: Float[Array, " *lane"]
     above: Float[Array, " *lane"]
 
+    def doubling_time(self) -> np.ndarray:
+        """ln 2 over the steepest rise, days; NaN where the curve does not rise before its peak."""
+        rise = np.asarray(self.steepest_rise)
+        return np.log(2.0) / np.where(rise > 0, rise, np.nan)
+
+    def fold_expansion(self) -> np.ndarray:
+        """The peak over the lowest level before it; NaN where the peak is at the beginning."""
+        lowest = np.asarray(self.ln_lowest)
+        return np.exp(np.asarray(self.ln_peak) - np.where(np.isfinite(lowest), lowest, np.nan))
+
 
 def answered(
     structure: AbstractStructure,

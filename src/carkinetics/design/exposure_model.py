@@ -9,8 +9,7 @@ from jaxtyping import Float, Int
 from carkinetics.design.base import AbstractDesign, Proposal
 from carkinetics.design.evidence import Evidence
 from carkinetics.design.logistic import Blrm
-from carkinetics.design.logistic_model import Logistic, NormalPrior, Rates, Summary, columns, why
-from carkinetics.design.monotone import never_higher
+from carkinetics.design.logistic_model import Groups, Logistic, NormalPrior, Summary, columns, why
 from carkinetics.errors import DesignError
 
 QUANTILES = 200  # of the exposures at a dose that the rate is averaged over
@@ -127,22 +126,12 @@ class ExposureInformed(AbstractDesign):
         """Posterior of the levels' rates in the model with exposure."""
         return self.model.summary(*self._groups(evidence))
 
-    def _groups(
-        self, evidence: Evidence
-    ) -> tuple[Float[np.ndarray, "trial group"], Float[np.ndarray, "trial group"], Rates | None]:
-        """Patients and toxicities by the dose infused where there is one trial, else by level."""
-        if evidence.rows is None:
-            return evidence.treated, evidence.toxic, None
-        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
-        known = np.array(self.setting.doses)
-        given = np.unique(np.concatenate([known, amounts]))
-        at = (amounts[:, None] == given).astype(float)
-        rates = self.model.rates_of([self._x_of(float(d), known) for d in given])
-        return at.sum(axis=0)[None], (toxic @ at)[None], rates
+    def _groups(self, evidence: Evidence) -> Groups:
+        return self.model.groups(evidence, self.setting.doses, self._x_of)
 
-    def _x_of(self, dose: float, known: Float[np.ndarray, " level"]) -> tuple[float, ...]:
-        if dose in known:
-            return self.model.x[int(np.flatnonzero(known == dose)[0])]
+    def _x_of(self, dose: float) -> tuple[float, ...]:
+        if dose in self.setting.doses:
+            return self.model.x[self.setting.doses.index(dose)]
         if self.exposure is None:
             raise DesignError(
                 f"a dose of {dose:g} was infused, which is no level's. Give exposure as a function of the dose."
@@ -151,14 +140,7 @@ class ExposureInformed(AbstractDesign):
 
     def propose(self, evidence: Evidence) -> Proposal:
         """The level by exposure, at most that of the dose alone."""
-        treated, toxic, rates = self._groups(evidence)
-
-        def decide(n: np.ndarray, y: np.ndarray) -> np.ndarray:
-            found = self.model.summary(n, y, rates)
-            return self.model.best(found, np.ones(found.mean.shape, bool))
-
-        held = self.model.control.monotone
-        level = never_higher(decide, treated, toxic) if held else decide(treated, toxic)
+        level = self.model.level(self._groups(evidence))
         if not self.above:
             level = np.minimum(level, self.free.propose(evidence).level)
         return Proposal(level, level == 0)

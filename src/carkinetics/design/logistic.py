@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from scipy import special
 
 from carkinetics.design.base import AbstractDesign, Proposal
 from carkinetics.design.evidence import Evidence
-from carkinetics.design.logistic_model import Logistic, NormalPrior, OverdoseControl, Rates, Summary, columns, why
-from carkinetics.design.monotone import never_higher
+from carkinetics.design.logistic_model import Groups, Logistic, NormalPrior, OverdoseControl, Summary, columns, why
 from carkinetics.design.rules import NoSkipping, Rule
 from carkinetics.design.setting import make_setting
 from carkinetics.errors import DesignError
@@ -98,27 +97,12 @@ class Blrm(AbstractDesign):
         """Posterior of the levels' rates."""
         return self.model.summary(*self._groups(evidence))
 
-    def _groups(
-        self, evidence: Evidence
-    ) -> tuple[Float[np.ndarray, "trial group"], Float[np.ndarray, "trial group"], Rates | None]:
-        """Patients and toxicities by the dose infused where there is one trial, else by level."""
-        if evidence.rows is None:
-            return evidence.treated, evidence.toxic, None
-        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
-        given = np.unique(np.concatenate([self.setting.doses, amounts]))
-        at = (amounts[:, None] == given).astype(float)
-        rates = self.model.rates_of([(float(np.log(d / self.reference)),) for d in given])
-        return at.sum(axis=0)[None], (toxic @ at)[None], rates
+    def _groups(self, evidence: Evidence) -> Groups:
+        return self.model.groups(evidence, self.setting.doses, lambda d: (float(np.log(d / self.reference)),))
 
     def propose(self, evidence: Evidence) -> Proposal:
         """The admissible level most probably in the interval; ``monotone``: the lowest that fewer toxicities give."""
-        treated, toxic, rates = self._groups(evidence)
-
-        def decide(n: np.ndarray, y: np.ndarray) -> np.ndarray:
-            found = self.model.summary(n, y, rates)
-            return self.model.best(found, np.ones(found.mean.shape, bool))
-
-        level = (never_higher if self.model.control.monotone else lambda f, n, y: f(n, y))(decide, treated, toxic)
+        level = self.model.level(self._groups(evidence))
         return Proposal(level, level == 0)
 
     def choose(self, evidence: Evidence, cap: Int[np.ndarray, " trial"]) -> Int[np.ndarray, " trial"]:

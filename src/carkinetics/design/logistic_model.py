@@ -1,6 +1,6 @@
 """A two-parameter logistic model of toxicity and its posterior by quadrature."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -10,6 +10,8 @@ from jaxtyping import Bool, Float, Int
 from scipy import special
 
 from carkinetics.design import quadrature
+from carkinetics.design.evidence import Evidence
+from carkinetics.design.monotone import never_higher
 
 # Prior of ln alpha and ln beta of Neuenschwander et al. (2008), where the reference is the highest dose.
 MEAN, SD, CORRELATION = (2.15, 0.52), (0.84, 0.80), 0.2
@@ -84,6 +86,14 @@ class Rates(NamedTuple):
     ln_not: Float[np.ndarray, "group node"]
 
 
+class Groups(NamedTuple):
+    """Patients and toxicities by group, and the groups' rates; without rates, groups are levels."""
+
+    treated: Float[np.ndarray, "trial group"]
+    toxic: Float[np.ndarray, "trial group"]
+    rates: Rates | None
+
+
 @dataclass(frozen=True)
 class Logistic:
     """logit rate = ln alpha + beta x, averaged over the values of x that a level can have.
@@ -153,6 +163,29 @@ class Logistic:
         known = dict(zip(self.x, zip(self.surface.ln_rate, self.surface.ln_not, strict=True), strict=True))
         found = [known.get(v) or self.ln_rate(np.array(v)) for v in x]
         return Rates(np.stack([f[0] for f in found]), np.stack([f[1] for f in found]))
+
+    def groups(self, evidence: Evidence, doses: Sequence[float], x_of: Callable[[float], tuple[float, ...]]) -> Groups:
+        """Patients and toxicities by the dose infused where there is one trial, else by level.
+
+        ``x_of`` gives the values of x at a dose.
+        """
+        if evidence.rows is None:
+            return Groups(evidence.treated, evidence.toxic, None)
+        amounts, toxic = evidence.rows.amount[0], evidence.rows.toxic[0]
+        given = np.unique(np.concatenate([doses, amounts]))
+        at = (amounts[:, None] == given).astype(float)
+        return Groups(at.sum(axis=0)[None], (toxic @ at)[None], self.rates_of([x_of(float(d)) for d in given]))
+
+    def level(self, groups: Groups) -> Int[np.ndarray, " trial"]:
+        """The admissible level most probably in the interval; ``monotone``: the lowest that fewer toxicities give."""
+
+        def decide(treated: np.ndarray, toxic: np.ndarray) -> np.ndarray:
+            found = self.summary(treated, toxic, groups.rates)
+            return self.best(found, np.ones(found.mean.shape, bool))
+
+        if self.control.monotone:
+            return never_higher(decide, groups.treated, groups.toxic)
+        return decide(groups.treated, groups.toxic)
 
     def summary(
         self,

@@ -57,51 +57,56 @@ class NoSkipping(Rule):
 
 
 @dataclass(frozen=True)
-class Elimination(Rule):
+class _TooToxic(Rule):
+    """A level is too toxic where P(DLT probability > limit) exceeds ``probability`` with ``least`` patients or more."""
+
+    probability: float = 0.95
+    least: int = 3
+    final = True
+
+    def __post_init__(self) -> None:
+        if not 0 < self.probability < 1 or self.least < 1:
+            raise DesignError("A safety rule's probability must lie between 0 and 1 and its patients be at least 1.")
+
+    def closed(self, evidence: Evidence, setting: Setting) -> Bool[np.ndarray, "trial level"]:
+        """Levels that are too toxic."""
+        return too_toxic(evidence, setting.limit, self.probability, self.least)
+
+    def bound(self, setting: Setting) -> str:
+        """What closes a level, in words."""
+        return f"P(DLT rate > {setting.limit:.3g}) > {self.probability:g} with {self.least} patients or more"
+
+
+@dataclass(frozen=True)
+class Elimination(_TooToxic):
     """A level and all above it are closed once P(DLT probability > limit) exceeds ``probability``.
 
     With a uniform prior and the level's own patients, ``least`` at least; if the lowest level is closed the trial
     stops. The limit is the design's target rate.
     """
 
-    probability: float = 0.95
-    least: int = 3
-    final = True
-
-    def __post_init__(self) -> None:
-        _refuse_probability(self.probability, self.least)
-
     def cap(self, evidence: Evidence, setting: Setting) -> Int[np.ndarray, " trial"]:
         """One below the lowest level that is closed."""
-        closed = too_toxic(evidence, setting.limit, self.probability, self.least)
+        closed = self.closed(evidence, setting)
         return np.where(closed.any(axis=1), closed.argmax(axis=1), closed.shape[1])
 
     def says(self, setting: Setting) -> str:
         """What the rule asks for."""
-        of = f"P(DLT rate > {setting.limit:.3g}) > {self.probability:g} with {self.least} patients or more"
-        return f"no level, and none above one, with {of}"
+        return f"no level, and none above one, with {self.bound(setting)}"
 
 
 @dataclass(frozen=True)
-class FirstDoseStop(Rule):
+class FirstDoseStop(_TooToxic):
     """The trial stops once the lowest level is too toxic: P(DLT probability > limit) exceeds ``probability``."""
-
-    probability: float = 0.95
-    least: int = 3
-    final = True
-
-    def __post_init__(self) -> None:
-        _refuse_probability(self.probability, self.least)
 
     def cap(self, evidence: Evidence, setting: Setting) -> Int[np.ndarray, " trial"]:
         """0 where the lowest level is too toxic."""
-        closed = too_toxic(evidence, setting.limit, self.probability, self.least)
+        closed = self.closed(evidence, setting)
         return np.where(closed[:, 0], 0, closed.shape[1])
 
     def says(self, setting: Setting) -> str:
         """What the rule asks for."""
-        of = f"P(DLT rate > {setting.limit:.3g}) > {self.probability:g} with {self.least} patients or more"
-        return f"stop if the lowest level has {of}"
+        return f"stop if the lowest level has {self.bound(setting)}"
 
 
 @dataclass(frozen=True)
@@ -194,8 +199,3 @@ class Stagger(Rule):
         """What the rule asks for."""
         who = "" if self.patients is None else f" for the first {self.patients} of a level"
         return f"{self.days:g} days between infusions{who} (column DAY)"
-
-
-def _refuse_probability(probability: float, least: int) -> None:
-    if not 0 < probability < 1 or least < 1:
-        raise DesignError("A safety rule's probability must lie between 0 and 1 and its patients be at least 1.")

@@ -12,12 +12,13 @@ from carkinetics.findings import listed
 from carkinetics.model_parts import nearest_or_raise
 from carkinetics.response.guards import CAUTION, collinear
 from carkinetics.response.judging import loo
-from carkinetics.response.result import AbstractResponse, ResponseCheck
+from carkinetics.response.result import AbstractResponse, ResponseCheck, Status
 from carkinetics.simulation import refuse_seed
 
 METHODS = ("stacking", "evidence")
 K_MAX = 0.7
 _ROUNDS = 20000
+_SEVERITY: tuple[Status, ...] = ("ok", "warning", "failed")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,18 +88,20 @@ class Average:
 
     def check(self) -> ResponseCheck:
         """The members' faults, metrics that say the same, and unreliable weights."""
-        reasons, worst = [], "ok"
+        reasons: list[str] = []
+        worst: Status = "ok"
         for name, member in self.members.items():
             found = member.check()
             reasons += [f"{name}: {r}" for r in found.reasons]
-            worst = max(worst, found.status, key=["ok", "warning", "failed"].index)
+            if _SEVERITY.index(found.status) > _SEVERITY.index(worst):
+                worst = found.status
         said = [f"{n}: {r}" for n, r in collinear({k: m.patients for k, m in self.members.items()})]
         bad = list(self.comparison.index[~(self.comparison["K"] <= K_MAX)])
         if bad and self.method == "stacking":
             said.append(f"weights: leaving patients out is not reliable of {listed(bad)} (k > {K_MAX}).")
-        status = "warning" if worst == "ok" and said else worst
+        status: Status = "warning" if worst == "ok" and said else worst
         numbers = {f"weight {k}": w for k, w in self.weights.items()}
-        return ResponseCheck(status, (*reasons, *said), numbers, (CAUTION,))  # type: ignore[arg-type]
+        return ResponseCheck(status, (*reasons, *said), numbers, (CAUTION,))
 
 
 def average(members: Mapping[str, AbstractResponse], *, seed: int, method: str = "stacking") -> Average:

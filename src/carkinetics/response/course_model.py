@@ -7,11 +7,12 @@ import pandas as pd
 
 from carkinetics.errors import DataError
 from carkinetics.model_parts import Prior, nearest_or_raise
+from carkinetics.response.carrying import Carried
 from carkinetics.response.followed import NODES, Course, Followed, steps_of
 from carkinetics.response.guards import few, of_carrying
 from carkinetics.response.options import ResponseOptions, begun, warn
 from carkinetics.response.result import sample
-from carkinetics.response.sampling import Arrays
+from carkinetics.response.sampling import read_by_likelihood
 from carkinetics.response.tte_model import TteResponse, at_risk, clock_of, cuts_of, pieces
 
 FORMS = ("linear", "flat")
@@ -75,6 +76,6 @@ def tte_course(
     base = standardised.mean(axis=1)
     none = np.zeros((0, len(at)))
     weight = np.full(base.shape, -np.log(len(base)))
-    arrays = Arrays(base, weight, none, patients.z, np.asarray(patients.scale), y)  # type: ignore[arg-type]
+    arrays = read_by_likelihood(Carried(base, weight, none), patients.z, patients.scale, y)
     posterior = sample(terms, arrays, seed=seed)
     return TteResponse(terms, patients, arrays, posterior, two_stage, seed, tuple(found), clock, times)

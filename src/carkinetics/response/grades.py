@@ -46,6 +46,11 @@ class Graded(AbstractTerms):
         return (("threshold_1", 0.0, math.inf), *gaps)
 
     @property
+    def baseline_prior_says(self) -> str:
+        """Of all thresholds together."""
+        return "uniform over the grades' probabilities"
+
+    @property
     def departures(self) -> tuple[tuple[str, float, float], ...]:
         """What every threshold but the first adds to the slope."""
         return () if self.proportional else tuple((f"departure_{k}", 0.0, DEPARTURE_SD) for k in range(2, self.grades))

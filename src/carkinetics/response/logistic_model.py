@@ -35,7 +35,7 @@ class LogisticResponse(AbstractResponse):
     def observed(self, at: float | None) -> Float[np.ndarray, " n"]:
         """1 of responders."""
         self.asked(at)
-        return (self.arrays.y["sign"] + 1.0) / 2  # type: ignore[return-value]
+        return (np.asarray(self.arrays.y["sign"]) + 1.0) / 2
 
 
 def logistic(

@@ -18,13 +18,24 @@ from carkinetics.parameter_table import INTERVAL
 from carkinetics.response.carrying import TWO_STAGE, carried
 from carkinetics.response.guards import CAUTION, MILD, Finding
 from carkinetics.response.patients import Patients
-from carkinetics.response.sampling import K_MAX, Arrays, Posterior, find_mode, log_likelihoods, sample
+from carkinetics.response.sampling import (
+    K_MAX,
+    Arrays,
+    Posterior,
+    find_mode,
+    log_likelihoods,
+    read_by_likelihood,
+    sample,
+)
 from carkinetics.response.terms import AbstractTerms, acting
 
 FOLDS = (2.0, 10.0)
 GRID = 60  # points of a curve
 _SOME = 400  # draws that are enough for an average over patients and nodes
 _RHAT_FAILED, _ESS_FAILED = 1.05, 100
+
+
+type Status = Literal["ok", "warning", "failed"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +53,7 @@ class ResponseCheck:
         Who was left out, what is taken for granted, and what a response model cannot tell.
     """
 
-    status: Literal["ok", "warning", "failed"]
+    status: Status
     reasons: tuple[str, ...]
     numbers: dict[str, float]
     notes: tuple[str, ...]
@@ -119,10 +130,8 @@ class AbstractResponse(ABC):
         """
         x = self.posterior.draws
         low, high = np.quantile(x, INTERVAL, axis=0)
-        mean, sd = self.terms.prior()
-        prior = [f"Normal({m:.3g}, {s:.3g})" if np.isfinite(s) else "flat" for m, s in zip(mean, sd, strict=True)]
         columns = {"MEDIAN": np.median(x, axis=0), "LOW": low, "HIGH": high, "POSITIVE": (x > 0).mean(axis=0)}
-        return pd.DataFrame(columns | {"PRIOR": prior}, index=pd.Index(self.terms.names, name="PARAMETER"))
+        return pd.DataFrame(columns | {"PRIOR": self.terms.prior_says()}, index=pd.Index(self.terms.names, name="PARAMETER"))
 
     def effects(self) -> pd.DataFrame:
         """Ratios of odds, hazards or times: per doubling and per tenfold exposure, and of every covariate.
@@ -136,11 +145,12 @@ class AbstractResponse(ABC):
         x, terms = self.posterior.draws, self.terms
         k = len(terms.baseline)
         rows = []
-        for fold in FOLDS if terms.form != "flat" else ():
-            with jax.enable_x64(True):
-                s, step = jnp.asarray(self.patients.scale), jnp.asarray([0.0, np.log(fold) / self.patients.scale])
-                eta = np.asarray(jax.vmap(lambda t: acting(terms.form, t[k:], step, s))(jnp.asarray(x)))  # noqa: B023
-            rows.append((f"{self.patients.metric.name} x {fold:g}", np.exp(eta[:, 1] - eta[:, 0])))
+        folds = FOLDS if terms.form != "flat" else ()
+        with jax.enable_x64(True):
+            s, steps = self.patients.scale, jnp.asarray(np.log([1.0, *folds]) / self.patients.scale)
+            eta = np.asarray(jax.vmap(lambda t: acting(terms.form, t[k:], steps, jnp.asarray(s)))(jnp.asarray(x)))
+        for j, fold in enumerate(folds, 1):
+            rows.append((f"{self.patients.metric.name} x {fold:g}", np.exp(eta[:, j] - eta[:, 0])))
         rows += [(c, np.exp(x[:, terms.names.index(c)])) for c in terms.covariates]
         found = []
         for name, ratio in rows:
@@ -303,7 +313,7 @@ def fitted(
 ) -> tuple[Arrays, Posterior]:
     """The arrays of these patients, and the posterior."""
     part = carried(patients.u, two_stage)
-    arrays = Arrays(part.base, part.log_weight, part.loadings, patients.z, np.asarray(patients.scale), y)  # type: ignore[arg-type]
+    arrays = read_by_likelihood(part, patients.z, patients.scale, y)
     return arrays, sample(terms, arrays, seed=seed)
 
 

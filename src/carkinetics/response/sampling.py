@@ -11,7 +11,7 @@ Cappe O et al., Stat Comput 2008;18:447-459, doi:10.1007/s11222-008-9059-x: lear
 Vehtari A et al., J Mach Learn Res 2024;25(72): smoothing the weights, and k.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -25,6 +25,7 @@ from scipy.special import logsumexp
 
 from carkinetics.errors import FitError
 from carkinetics.inference.gates import convergence
+from carkinetics.response.carrying import Carried
 from carkinetics.response.terms import AbstractTerms
 
 DRAWS = 4000
@@ -50,7 +51,14 @@ class Arrays(NamedTuple):
     loadings: Array
     z: Array
     s: Array
-    y: dict[str, Array]
+    y: Mapping[str, Array]
+
+
+def read_by_likelihood(part: Carried, z: np.ndarray, s: float, y: Mapping[str, np.ndarray]) -> Arrays:
+    """Exposure, covariates, SD of ln exposure and outcome, in double precision."""
+    with jax.enable_x64(True):
+        base, log_weight, loadings = map(jnp.asarray, part)
+        return Arrays(base, log_weight, loadings, jnp.asarray(z), jnp.asarray(s), jax.tree.map(jnp.asarray, dict(y)))
 
 
 @dataclass(frozen=True, eq=False)

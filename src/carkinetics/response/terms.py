@@ -84,6 +84,11 @@ class AbstractTerms(ABC):
         """What the prior of the baseline has beside its normal terms."""
 
     @property
+    def baseline_prior_says(self) -> str:
+        """What a parameter of the baseline without a normal prior has."""
+        return "flat"
+
+    @property
     def defaults(self) -> tuple[tuple[str, float, float], ...]:
         """All parameters with their default priors, in the order of ``theta``."""
         covariates = ((c, 0.0, SLOPE_SD) for c in self.covariates)
@@ -104,6 +109,12 @@ class AbstractTerms(ABC):
         own = {name: (mean, sd) for name, mean, sd in self.priors}
         both = np.array([own.get(name, (mean, sd)) for name, mean, sd in self.defaults], float).reshape(-1, 2)
         return both[:, 0], both[:, 1]
+
+    def prior_says(self) -> list[str]:
+        """The prior of every parameter, in words."""
+        other = {} if self.is_flat else dict.fromkeys((name for name, _, _ in self.baseline), self.baseline_prior_says)
+        of_each = zip(self.names, *self.prior(), strict=True)
+        return [f"Normal({m:.3g}, {s:.3g})" if np.isfinite(s) else other.get(name, "flat") for name, m, s in of_each]
 
     def log_prior(self, theta: Float[Array, " p"]) -> Float[Array, ""]:
         """Log prior density; a flat prior adds nothing."""
