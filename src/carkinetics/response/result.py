@@ -131,7 +131,8 @@ class AbstractResponse(ABC):
         x = self.posterior.draws
         low, high = np.quantile(x, INTERVAL, axis=0)
         columns = {"MEDIAN": np.median(x, axis=0), "LOW": low, "HIGH": high, "POSITIVE": (x > 0).mean(axis=0)}
-        return pd.DataFrame(columns | {"PRIOR": self.terms.prior_says()}, index=pd.Index(self.terms.names, name="PARAMETER"))
+        columns["PRIOR"] = self.terms.prior_says()
+        return pd.DataFrame(columns, index=pd.Index(self.terms.names, name="PARAMETER"))
 
     def effects(self) -> pd.DataFrame:
         """Ratios of odds, hazards or times: per doubling and per tenfold exposure, and of every covariate.
