@@ -1,5 +1,7 @@
 """Shapes and types of every annotated function are checked while the tests run, and only then."""
 
+import os
+
 import pytest
 from jaxtyping import install_import_hook
 
@@ -93,8 +95,11 @@ def rich_trial():
 
 
 @pytest.fixture(scope="session")
-def rich_fit(rich_trial):
-    """A Laplace approximation with covariates, two correlated effects, two classes and a Student-t residual."""
+def rich_fit(rich_trial, tmp_path_factory):
+    """A Laplace approximation with covariates, two correlated effects, two classes and a Student-t residual.
+
+    The first process that asks for it makes it; the others of the same run read its file.
+    """
     import dataclasses
 
     import carkinetics as ck
@@ -108,4 +113,10 @@ def rich_fit(rich_trial):
         ck.Covariate("BURDEN", on="cmax"), ck.Covariate("SEX", on="alpha", form="categorical", reference="F")
     )
     data = ck.read_dataset(rich_trial.table, units={"DV": "copies/ug"})
-    return ck.fit(model, data, seed=1, method="laplace", progress=False)
+    own = tmp_path_factory.getbasetemp()
+    kept = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "rich_fit.nc"
+    if not kept.exists():
+        made = ck.fit(model, data, seed=1, method="laplace", progress=False)
+        made.save(kept)
+        return made
+    return ck.load_fit(kept)

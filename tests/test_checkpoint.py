@@ -142,6 +142,7 @@ def same_draws(result, reference):
         np.testing.assert_array_equal(found["lp"], reference.tree["sample_stats"]["lp"].values)
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("finished")  # has compiled the programs that the processes then find
 def test_killed_in_pilot_warm_up_and_sampling_and_while_writing(small_fit, cache, tmp_path):
     """K01: four processes, three of them killed, have the draws of one that was left alone."""
@@ -196,6 +197,7 @@ def test_what_was_not_written_is_sampled_again(small_fit, folder, run, lost):
     same(run(folder), small_fit)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "lost",
     [
@@ -226,6 +228,7 @@ def importance(options, tmp_path_factory):
         return folder, fit(**options | other), settings
 
 
+@pytest.mark.thorough
 def test_extensions_careful_stages_and_a_tuning_anew_are_gone_through_again(run, monkeypatch, tmp_path):
     """Decisions fall out the same: a resumed run must not judge by draws that came after the decision."""
     monkeypatch.setattr(fitting, "EXTENSION", 50)

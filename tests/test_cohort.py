@@ -276,7 +276,7 @@ def test_replicates_begin_with_the_same_study_and_then_differ():
 
 def test_uncertainty_of_a_model_is_that_of_its_priors():
     """If it fails, prior predictive simulations are not of the priors."""
-    n = 2000
+    n = 300
     found = simulate(STEIN, Cohort(n=1, times=(1.0,)), seed=1, replicates=n, uncertainty=True)
     z = stats.norm.isf(0.5e-4)
     for p in STEIN.parameters:

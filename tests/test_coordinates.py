@@ -157,7 +157,9 @@ def read_samples(model, seed):
     return model, make_observations(model, data)
 
 
-@pytest.mark.parametrize("name", STEIN)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[pytest.mark.thorough] if n == "everything" else []) for n in STEIN]
+)
 def test_the_density_counts_the_jacobian_of_the_map(name):
     """If it fails, the sampler's posterior is not the model's: it depends on where the start happened to be."""
     model = STEIN[name]
@@ -198,6 +200,7 @@ def test_the_inverse_is_the_inverse(name):
             np.testing.assert_allclose(back.v, point.v, atol=1e-8)
 
 
+@pytest.mark.thorough
 def test_where_a_start_is_found_nought_is_the_start_with_everything():
     """If it fails, the sampler does not begin where the start was found, of a model with classes or correlations."""
     with jax.enable_x64(True):

@@ -59,6 +59,7 @@ def test_a_bad_variable_is_named(monkeypatch):
         lanes(4, found=CPUS)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("method", ["importance", "nuts"])
 def test_a_vectorised_lane_gives_the_threads_draws(method, monkeypatch):
     """If it fails, what runs on an accelerator is another sampler than what is tested here."""

@@ -323,6 +323,7 @@ def test_bystanders_killed_alike_keep_their_share():
     np.testing.assert_allclose(found["tumour_negative"] - found["tumour"], np.log(10 / 2200.24), atol=1e-3)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("model", [MUELLER_SCHOELL, KIMMEL, LIU], ids=lambda m: m.name)
 def test_patients_around_the_typical_one_are_solved_as_well(model):
     """If it fails, the grid is fine enough for the published values alone."""

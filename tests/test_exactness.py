@@ -168,6 +168,7 @@ def logs(draws):
     return np.concatenate([draws[..., :2], np.log(draws[..., 2:])], axis=-1)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("name", "omega"), [("identified", 0.6), ("barely identified", 0.03), ("barely identified", 1.5)]
 )
@@ -250,6 +251,7 @@ def compared(trial, exact, method, seed):
     return result.check(), disagreements(NAMES, found, wanted) + tails(draws, exact)
 
 
+@pytest.mark.thorough
 def test_draws_agree_with_quadrature(trial, exact, method):
     """If it fails, the sampler misses part of the posterior, or samples another one: here that is the whole case."""
     check, apart = compared(trial, exact, method, seed=1)

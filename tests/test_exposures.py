@@ -179,6 +179,7 @@ def test_the_peak_over_the_burden(rich_fit, found):
         exposure(rich_fit, ["cmax_per_SEX"], draws=20)
 
 
+@pytest.mark.thorough
 def test_marrow_and_blood_apart():
     """An assay with a ratio to blood has that ratio's exposure. If it fails, matrices are pooled."""
     model = ck.load_model("stein_2019_tisagenlecleucel")

@@ -182,6 +182,7 @@ def test_around_divergences_only_the_patient_at_the_edge_is_named(data):
     assert found.failed[[0, 1, 3, 4]].sum() == 0
 
 
+@pytest.mark.thorough
 def test_a_fit_goes_on_and_names_the_patient(data, tmp_path):
     """If it fails, one patient's impossible values end the chains, or their divergences have no name."""
     settings = ck.Settings(pilot=100, warmup=100, draws=200, max_draws=200)
@@ -197,6 +198,7 @@ def test_a_fit_goes_on_and_names_the_patient(data, tmp_path):
     assert (kept * DOSES["P3"] < 0.26e8 * (1 + 1e-6)).all()
 
 
+@pytest.mark.thorough
 def test_no_start_names_the_patient(data):
     """If it fails, the user learns that no start was found, and not in whom."""
     settings = ck.Settings(pilot=25, warmup=25, draws=25, max_draws=25)

@@ -135,6 +135,7 @@ def test_an_assay_that_the_model_lacks_is_refused(small_trial):
         fit(load_model(MODEL), data, seed=1)
 
 
+@pytest.mark.thorough
 def test_one_patient_can_be_fitted(small_trial, small_settings):
     """An individual fit: the population's spread is then the prior's."""
     one = read_dataset(small_trial.table[small_trial.table["ID"] == "V03"].reset_index(drop=True))
@@ -155,6 +156,7 @@ def test_patients_without_samples_are_kept(small_trial, small_settings):
     assert 0.6 < np.std(eta / omega) < 1.5  # its prior is standard normal
 
 
+@pytest.mark.thorough
 def test_blocks_are_cut_at_the_end_of_warm_up(small_trial):
     """Warm-up iterations must not leak into the draws when a block straddles its end."""
     settings = Settings(warmup=BLOCK + 10, draws=40, max_draws=40)

@@ -155,6 +155,7 @@ def starts():
     return [(data, *found(UNLIMITED, data, run=run)) for data in read_], run
 
 
+@pytest.mark.thorough
 def test_the_population_is_near_the_simulated_truth(starts):
     """If it fails, the EM stops elsewhere than at the population that the patients imply."""
     truth = np.concatenate(
@@ -174,6 +175,7 @@ def test_the_population_is_near_the_simulated_truth(starts):
     assert max(sd[:4].max() for _, _, sd in starts[0]) < 0.3
 
 
+@pytest.mark.thorough
 def test_the_start_comes_back_from_a_bad_guess(starts):
     """If it fails, the EM is stuck, and a bad first guess of the population becomes a bad start."""
     _, run = starts
@@ -183,6 +185,7 @@ def test_the_start_comes_back_from_a_bad_guess(starts):
             assert (np.abs(np.asarray(other.phi - start.phi))[:6] < 2 * sd[:6]).all()
 
 
+@pytest.mark.thorough
 def test_patients_are_near_their_simulated_selves(starts):
     """If it fails, columns of patients or parameters are mixed up between start and dataset."""
     for seed, (data, start, _) in enumerate(starts[0]):
@@ -195,6 +198,7 @@ def test_patients_are_near_their_simulated_selves(starts):
             assert np.corrcoef(individual[k], np.log(truth[name]))[0, 1] > 0.75, name
 
 
+@pytest.mark.thorough
 def test_the_information_is_positive_semi_definite_and_the_start_finite(starts):
     """If it fails, the sampler's coordinates have no Cholesky factor, and the fallback is taken in silence."""
     for _, start, sd in starts[0]:

@@ -219,6 +219,7 @@ def test_no_direction_is_wider_than_the_prior():
     assert none == []
 
 
+@pytest.mark.thorough
 def test_an_uninformed_parameter_keeps_its_prior():
     """Two patients say nearly nothing: the result is the prior's width, not more, and the verdict is no failure."""
     frame = table(3)
@@ -227,6 +228,7 @@ def test_an_uninformed_parameter_keeps_its_prior():
     assert 0.5 * LINE["b"].prior_omega.scale < omega.std() <= LINE["b"].prior_omega.scale * (1 + 1e-9)
 
 
+@pytest.mark.thorough
 def test_an_omega_at_its_bound_is_named():
     """If it fails, a bound passes for an estimate."""
     result = fit(LINE, read(table(20, spread=8.0)), seed=1, method="laplace", progress=False)
@@ -251,6 +253,7 @@ class Broken(Line):
 BROKEN = parse_model(LINE.toml.replace('structure = "line"', 'structure = "broken"'), structures=[Broken()])
 
 
+@pytest.mark.thorough
 def test_what_is_not_finite_is_named_by_patient_and_parameter():
     """If it fails, a user with 200 patients is told that something, somewhere, is not a number."""
     frame = table(5)

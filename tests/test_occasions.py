@@ -106,6 +106,7 @@ def test_further_infusions_are_the_sum_of_the_bases_curves(name, phase):
         np.testing.assert_allclose(np.exp(found[output]), wanted[output], rtol=1e-11)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "name",
     [

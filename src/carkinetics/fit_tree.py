@@ -21,7 +21,7 @@ from carkinetics.dataset import Dataset
 from carkinetics.density import ln_pred, log_likelihood
 from carkinetics.inference.failures import Around
 from carkinetics.inference.solver_check import SolverError
-from carkinetics.layout import Layout, make_layout
+from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations, row_positions
 from carkinetics.population import correlations, effects, natural, population, residuals
@@ -50,22 +50,21 @@ def build_tree(
     ``observed_data``, ``constant_data``. Of a Laplace approximation, ``posterior`` holds draws from the Gaussian,
     and mean and covariance of ``theta``, ln ``omega`` and ln ``sigma`` over them are the Gaussian's own.
     """
-    layout = make_layout(model)
     phi = np.stack([b.phi for b in run.blocks])
     z = np.stack([b.z for b in run.blocks])
-    posterior = _population(layout, phi)
+    posterior = _population(model, phi)
     per_draw = _per_draw(model, obs, phi, z)
     back = row_positions(model, data)  # of the dataset's rows among the density's
     for name in ("ipred", "pred", "log_likelihood"):
         per_draw[name] = per_draw[name][..., back]
-    replicate = _replicates(model, data, layout, phi, per_draw["ipred"], np.random.default_rng([run.seed, 1]))
+    replicate = _replicates(model, data, phi, per_draw["ipred"], np.random.default_rng([run.seed, 1]))
     posterior |= {k: per_draw[k] for k in per_draw if k != "log_likelihood"}
     prior = prior_phi(model, jax.random.fold_in(jax.random.key(run.seed), 2), PRIOR_DRAWS)
     coords = _coords(model, data)
     tree = xr.DataTree.from_dict(
         {
             "posterior": _group(posterior, coords),
-            "prior": _group(_population(layout, np.asarray(prior)[None]), coords),
+            "prior": _group(_population(model, np.asarray(prior)[None]), coords),
             "posterior_predictive": _group({"dv": replicate.astype(np.float32)}, coords),
             "log_likelihood": _group({"dv": per_draw["log_likelihood"]}, coords),
             "sample_stats": _group(_stats(run), coords),
@@ -93,10 +92,10 @@ def _by_patient(data: Dataset, counts: Int[np.ndarray, " subject"]) -> str:
     return json.dumps({data.subjects[i]: int(counts[i]) for i in hit})
 
 
-def _replicates(model: Model, data: Dataset, layout: Layout, phi, ipred, rng) -> np.ndarray:
+def _replicates(model: Model, data: Dataset, phi, ipred, rng) -> np.ndarray:
     """What the assays might have reported instead, of every draw and row."""
     values = np.empty_like(ipred)
-    residual = np.asarray(jax.vmap(jax.vmap(lambda x: residuals(layout, x)))(jnp.asarray(phi)))  # (..., 2, assay)
+    residual = np.asarray(_residuals(model, jnp.asarray(phi)))  # (..., 2, assay)
     names = [a.name for a in model.assays]
     for k, name in enumerate(data.assays):
         a = names.index(name)
@@ -108,6 +107,13 @@ def _replicates(model: Model, data: Dataset, layout: Layout, phi, ipred, rng) ->
         drawn = np.minimum(drawn, np.finfo(values.dtype).max)
         values[..., here] = np.round(drawn) if family.counts else drawn
     return values
+
+
+@partial(jax.jit, static_argnums=0)
+@partial(jax.vmap, in_axes=(None, 0))
+@partial(jax.vmap, in_axes=(None, 0))
+def _residuals(model: Model, phi: Float[Array, " phi"]) -> Float[Array, "2 assay"]:
+    return residuals(make_layout(model), phi)
 
 
 def _coords(model: Model, data: Dataset) -> dict[str, list[str]]:
@@ -153,8 +159,15 @@ def _group(values: dict[str, np.ndarray], coords: dict[str, list[str]]) -> xr.Da
     )
 
 
-def _population(layout: Layout, phi: np.ndarray) -> dict[str, np.ndarray]:
+def _population(model: Model, phi: np.ndarray) -> dict[str, np.ndarray]:
     """What the population is, draw by draw, on natural scales; ``phi`` has shape (chain, draw, phi)."""
+    found = _populations(model, jnp.asarray(phi.reshape(-1, phi.shape[-1])))
+    return {"phi": phi} | {name: np.asarray(x).reshape(*phi.shape[:2], *x.shape[1:]) for name, x in found.items()}
+
+
+@partial(jax.jit, static_argnums=0)
+def _populations(model: Model, phi: Float[Array, "draw phi"]) -> dict[str, Array]:
+    layout = make_layout(model)
     middle = jnp.zeros((len(layout.effects), 1))  # every covariate at its centre
 
     def of_one(phi):
@@ -176,8 +189,7 @@ def _population(layout: Layout, phi: np.ndarray) -> dict[str, np.ndarray]:
             found |= {"tv_second": natural(layout, away)[on], "share_second": jax.nn.sigmoid(of.log_odds)}
         return found
 
-    found = jax.vmap(jax.vmap(of_one))(jnp.asarray(phi))
-    return {"phi": np.asarray(phi)} | {name: np.asarray(x) for name, x in found.items()}
+    return jax.vmap(of_one)(phi)
 
 
 @partial(jax.jit, static_argnums=0)

@@ -80,7 +80,7 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     FitError
         The density is not finite around the start.
     """
-    layout, first = make_layout(model), transport(model, obs, start, straighten=False)
+    layout, first = make_layout(model), _first(model, obs, start)
     n = layout.n_phi
     # The centre, which has no weight, and the spherical cubature rule.
     nodes = np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
@@ -89,7 +89,7 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     for _ in range(ROUNDS):
         scale = _factor(covariance)
         found = _visit(model, obs, map_, jnp.asarray(centre + nodes @ scale.T))
-        map_ = jax.tree.map(lambda x: x[0], found.map_)
+        map_ = jax.tree.map(_at_centre, found.map_)
         slope, information = _averages(nodes, scale, np.asarray(found.slope))
         # Half steps, as for the patients: full ones oscillate.
         information, uninformed = _at_least_the_priors(model, 0.5 * (np.linalg.inv(covariance) + information))
@@ -104,8 +104,8 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
         if max(length, widened) < CLOSE:
             break
     # Once more where the centre is now; in all places at once, since that program is compiled.
-    found = jax.tree.map(lambda x: x[0], _visit(model, obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
-    map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.linalg.cholesky(jnp.asarray(covariance)))
+    found = jax.tree.map(_at_centre, _visit(model, obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
+    map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.asarray(np.linalg.cholesky(covariance)))
     last_move = max(length, widened)
     return Approximation(map_, np.asarray(found.decrement), last_move, _at_bound(layout, centre), uninformed)
 
@@ -119,6 +119,15 @@ def _factor(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi 
             "or the density is not finite nearby. Fix parameters (model.fix), narrow the priors (model.with_priors), "
             "or use method='importance'."
         ) from None
+
+
+def _at_centre(x: Array) -> Array:
+    return jnp.asarray(np.asarray(x)[0])
+
+
+@partial(jax.jit, static_argnums=0)
+def _first(model: Model, obs: Observations, start: Start) -> Transport:
+    return transport(model, obs, start, straighten=False)
 
 
 @partial(jax.jit, static_argnums=0)

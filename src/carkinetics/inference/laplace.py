@@ -9,6 +9,7 @@ These numbers define where the sampler starts and in which coordinates it moves.
 posterior that is sampled: a patient whose place is not found costs speed, not correctness.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -83,8 +84,8 @@ def find_modes(
 
     def one_round(carry, _):
         phi, z, damping = carry
-        for _ in range(2):
-            z, damping = _newton_step(layout, obs, phi, z, damping)
+        # A loop, so that the step is compiled once.
+        z, damping = jax.lax.fori_loop(0, 2, lambda _, at: _newton_step(layout, obs, phi, *at), (z, damping))
         of = population(layout, phi, obs.design)
         terms = patient_terms(layout, obs, of.individual(z), of.residual)
         covariance = jnp.linalg.inv(jnp.moveaxis(_standardised(of, terms, z)[1], -1, 0))
@@ -123,22 +124,25 @@ def widen(
     """
     layout = make_layout(model)
 
-    def one_round(carry, _):
-        phi, z, precision = carry
+    def one_round(carry, last):
+        (phi, z, precision), _ = carry
         average = _average(layout, obs, phi, z, precision)
-        of = population(layout, phi, obs.design)
+        of, before = population(layout, phi, obs.design), (phi, z, precision)
         precision = 0.5 * (precision + average.precision)  # half steps: full ones oscillate at a wall
         z = z + 0.5 * _limited(-_solve(precision, average.gradient), of)
         covariance = jnp.linalg.inv(jnp.moveaxis(precision, -1, 0))
         moved = _update_population(model, layout, obs, phi, z, covariance, average.terms)
         phi, z = (jnp.where(move, new, old) for new, old in zip(moved, (phi, z), strict=True))
-        return (phi, z, precision), None
+        after = jax.tree.map(partial(jnp.where, last), before, (phi, z, precision))
+        return (after, average), None
 
     if precision is None:
         of = population(layout, phi, obs.design)
         precision = _standardised(of, patient_terms(layout, obs, of.individual(z), of.residual), z)[1]
-    (phi, z, precision), _ = jax.lax.scan(one_round, (phi, z, precision), length=rounds)
-    average = _average(layout, obs, phi, z, precision)
+    # The average where the search ended is one more round that moves nothing: so it is compiled once.
+    shapes = jax.eval_shape(partial(_average, layout, obs), phi, z, precision)
+    none = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    ((phi, z, _), average), _ = jax.lax.scan(one_round, ((phi, z, precision), none), jnp.arange(rounds + 1) == rounds)
     decrement = jnp.sqrt(jnp.einsum("ks,ks->s", average.gradient, _solve(average.precision, average.gradient)))
     decrement = jnp.where(average.somewhere, decrement, jnp.inf)
     terms = average.terms

@@ -74,6 +74,7 @@ class _Picture(NamedTuple):
 
 # Compiled once per model and shape of data, whichever fit asks.
 _modes = jax.jit(find_modes, static_argnums=0)
+_widened = jax.jit(widen, static_argnums=0)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -131,7 +132,7 @@ class Tuner:
             It is not finite.
         """
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        found = _picture(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True).start
+        found = _widened(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True)
         if not _finite(found):
             raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
         return found
@@ -228,4 +229,4 @@ def lost(data: Dataset, decrement: Float[Array, " subject"] | Float[np.ndarray, 
 
 
 def _finite(tree) -> bool:
-    return all(bool(jnp.isfinite(x).all()) for x in jax.tree.leaves(tree))
+    return all(np.isfinite(x).all() for x in jax.tree.leaves(tree))
