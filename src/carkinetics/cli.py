@@ -320,8 +320,10 @@ def _read(arguments: argparse.Namespace):
 def _print_table(table) -> None:
     import pandas as pd
 
+    from carkinetics.findings import readable
+
     with pd.option_context("display.width", 200, "display.max_columns", 40, "display.max_rows", 200):
-        print(table.to_string(float_format=lambda x: f"{x:.4g}", na_rep=""))
+        print(table.to_string(float_format=readable, na_rep=""))
 
 
 def _show_warning(message, category, filename, lineno, file=None, line=None) -> None:

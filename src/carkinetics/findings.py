@@ -37,6 +37,11 @@ def shown(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
+def readable(x: float) -> str:
+    """Four digits, and whole thousands below ten million: 0.01234, 24,310."""
+    return f"{x:,.0f}" if 1e3 <= abs(x) < 1e7 else f"{x:.4g}"
+
+
 def listed(items: Iterable[Any]) -> str:
     """``a, b and c``; after twenty the count."""
     texts = [str(item) for item in items]

@@ -17,7 +17,7 @@ import pandas as pd
 from carkinetics.checks import MAX_LOG10_GAP
 from carkinetics.columns import known_later, recurring
 from carkinetics.courses import INFUSION_DAYS, Course, Oddity, lows, scatter, second_rise, spikes
-from carkinetics.findings import listed, shown
+from carkinetics.findings import listed, readable, shown
 from carkinetics.tables import CANONICAL, LABELS, RESERVED
 from carkinetics.visits import events, new_count, nominal_day
 
@@ -229,12 +229,8 @@ def _same_day(course: Course, odd: Oddity, data: "Dataset", rows: pd.DataFrame) 
     """What other matrices, also those that are not in the likelihood, had on the day of a zero."""
     day = (rows["ID"] == course.subject) & ((rows["TIME"] - course.time[odd.at]).abs() <= SAME_DAY)
     seen = rows[day & ~(rows["USED"] & (rows["DVID"] == course.assay)) & (rows["DV"] > 0) & (rows["CENS"] != 1)]
-    texts = [f"{_number(v)} ({_word(data)} {n})" for v, n in zip(seen["DV"], seen["LINE"], strict=True)]
+    texts = [f"{readable(v)} ({_word(data)} {n})" for v, n in zip(seen["DV"], seen["LINE"], strict=True)]
     return f"; other samples of that day: {listed(texts)}" if texts else ""
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
 
 
 def _unit(data: "Dataset", assay: str) -> str:
@@ -245,7 +241,7 @@ def _unit(data: "Dataset", assay: str) -> str:
 
 def _sample(course: Course, i: int, unit: str = "") -> str:
     below = "" if course.seen[i] else "below "
-    return f"{below}{_number(float(np.exp(course.ln[i])))}{unit} on day {course.time[i]:g}"
+    return f"{below}{readable(float(np.exp(course.ln[i])))}{unit} on day {course.time[i]:g}"
 
 
 def _controls(data: "Dataset") -> list[Finding]:
@@ -294,7 +290,7 @@ def _taken_over(data: "Dataset") -> list[Finding]:
                 choices = (_KEEP, "correct unit or limit", "leave the patient out, and say so")
                 found.append(Finding("all below the limit", (str(patient),), lines, what, choices))
                 continue
-            level = f"a median of {_number(float(part['DV'].median()))}{_unit(data, str(part['DVID'].iloc[0]))}"
+            level = f"a median of {readable(float(part['DV'].median()))}{_unit(data, str(part['DVID'].iloc[0]))}"
             what = f"{level}, more than {MAX_LOG10_GAP:g} log10 away from the other patients' median: another unit?"
             found.append(Finding("units", (str(patient),), lines, what, ("convert DV", _KEEP)))
     return found
