@@ -13,6 +13,7 @@ from scipy import stats
 import carkinetics as ck
 from carkinetics.density import log_likelihood, row_information
 from carkinetics.observations import make_observations, row_positions
+from carkinetics.replicates import draw_together
 
 STEIN = ck.load_model("stein_2019_tisagenlecleucel")
 SIGMA, SAMPLE = 0.3, 0.5
@@ -83,3 +84,16 @@ def test_both_spreads_are_recovered():
     found = ck.fit(MODEL, data, seed=1, method="laplace", progress=False).parameters()
     for name, truth in (("sigma qpcr", SIGMA), ("sample qpcr", SAMPLE)):
         assert found.loc[name, "2.5 %"] < truth < found.loc[name, "97.5 %"]
+
+
+def test_drawn_replicates_share_their_sample():
+    """If it fails, predictive checks count replicates as samples. Rows of one sample need not be neighbours."""
+    taken = np.array([[0.0, 0, 1, 0, 1], [7.0, 9, 7, 7, 7]])  # two samples have two replicates
+    n = 40_000
+    drawn = draw_together(np.random.default_rng(1), np.full((n, 5), 2.0), SIGMA, SAMPLE, taken)
+    found = np.cov(drawn.T)
+    want = SIGMA**2 * np.eye(5) + SAMPLE**2 * (taken[:, :, None] == taken[:, None]).all(0)
+    # Four standard errors of a covariance; (v_ii v_jj + v_ij^2) / n of normal draws.
+    error = np.sqrt((np.outer(np.diag(want), np.diag(want)) + want**2) / n)
+    assert (np.abs(found - want) < 4 * error).all()
+    assert np.abs(drawn.mean(0) - 2).max() < 4 * np.sqrt(want[0, 0] / n)

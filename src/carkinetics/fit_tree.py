@@ -17,6 +17,7 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Array, Float, Int
 
+from carkinetics import replicates
 from carkinetics.dataset import Dataset
 from carkinetics.density import ln_pred, log_likelihood
 from carkinetics.inference.failures import Around
@@ -102,7 +103,12 @@ def _replicates(model: Model, data: Dataset, phi, ipred, rng) -> np.ndarray:
         family, here = RESIDUALS[model.assays[a].error], data.assay == k
         parameters = [residual[..., j, a, None] for j in range(len(family.params))]
         with np.errstate(divide="ignore", over="ignore"):
-            drawn = np.exp(family.draw(rng, np.log(ipred[..., here].astype(float)), *parameters))
+            ln = np.log(ipred[..., here].astype(float))
+            if family.name == replicates.NAME:
+                taken = np.stack([data.subject[here], data.time[here]])
+                drawn = np.exp(replicates.draw_together(rng, ln, *parameters, taken))
+            else:
+                drawn = np.exp(family.draw(rng, ln, *parameters))
         # A draw far in a heavy tail may be beyond what single precision holds.
         drawn = np.minimum(drawn, np.finfo(values.dtype).max)
         values[..., here] = np.round(drawn) if family.counts else drawn

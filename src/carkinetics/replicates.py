@@ -64,6 +64,13 @@ def draw(rng: np.random.Generator, ln_pred, sigma, sample) -> Float[np.ndarray, 
     return np.asarray(ln_pred + np.hypot(sigma, sample) * rng.standard_normal(np.shape(ln_pred)))
 
 
+def draw_together(rng: np.random.Generator, ln_pred, sigma, sample, taken: Float[np.ndarray, "2 row"]):
+    """Replicates of samples, the row last: those with the same patient and time, ``taken``, share their effect."""
+    _, of = np.unique(taken, axis=1, return_inverse=True)
+    shared = rng.standard_normal((*np.shape(ln_pred)[:-1], int(of.max(initial=-1)) + 1))[..., of.ravel()]
+    return np.asarray(ln_pred + sample * shared + sigma * rng.standard_normal(np.shape(ln_pred)))
+
+
 def cdf(ln_dv, ln_pred, sigma, sample) -> Float[np.ndarray, "*n"]:
     """Probability of a value up to this one."""
     return np.asarray(special.ndtr((ln_dv - np.asarray(ln_pred)) / np.hypot(sigma, sample)))

@@ -12,7 +12,6 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pandas as pd
 from jaxtyping import Array, Bool, Float
 
 from carkinetics import replicates
@@ -241,9 +240,8 @@ def _reported(model: Model, data: Dataset, ln_ipred, residual, rng) -> Float[np.
         family, ln = RESIDUALS[model.assays[a].error], ln_ipred[:, here]
         parameters = [residual[:, j, a, None] for j in range(len(family.params))]
         if family.name == replicates.NAME:  # those of one sample share what happened to it
-            sample = pd.DataFrame({"s": data.subject[here], "t": data.time[here]}).groupby(["s", "t"]).ngroup()
-            shared = rng.standard_normal((len(ln), int(sample.max()) + 1))[:, sample.to_numpy()]
-            found[:, here] = ln + parameters[1] * shared + parameters[0] * rng.standard_normal(ln.shape)
+            taken = np.stack([data.subject[here], data.time[here]])
+            found[:, here] = replicates.draw_together(rng, ln, *parameters, taken)
         else:
             found[:, here] = family.draw(rng, ln, *parameters)
         if not family.counts and family.name != "combined":
