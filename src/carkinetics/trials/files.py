@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from carkinetics.errors import DesignError, ModelError
 from carkinetics.exposures import CurveRules
@@ -61,9 +60,22 @@ _DISTRIBUTION = {
     LOGNORMAL: ("median", "sd_log", "low", "high"),
     CATEGORICAL: ("levels", "shares"),
 }
-_ANALYSIS = ("model", "values", "covariates", "minimum", "draws", "population", "simulated", "source")
+_ANALYSIS = (
+    "model",
+    "values",
+    "covariates",
+    "toxicity",
+    "response",
+    "assay",
+    "minimum",
+    "draws",
+    "population",
+    "simulated",
+    "source",
+)
 # Where a trial file says nothing of its analysis.
 MINIMUM, DRAWS, POPULATION, SIMULATED = 20, 200, 100, 50
+TOXICITY, RESPONSE = "cmax", "auc_0_28"
 
 
 def list_trials() -> list[str]:
@@ -137,7 +149,7 @@ def _trial(raw: Mapping, text: str, where: str) -> Trial:
         progression=_hazard(raw, "progression", model, where),
         death=_hazard(raw, "death", model, where),
         follow_up=_follow_up(get_table(raw, "follow_up", where), f"{where}: follow_up"),
-        analysis=_analysis(optional_table(raw, "analysis", where), model, sampling, f"{where}: analysis"),
+        analysis=_analysis(raw, model, sampling, where),
     )
     _refuse(trial, where)
     return trial
@@ -230,6 +242,10 @@ def _curves(raw: Mapping, where: str) -> CurveRules:
     peak, metrics = get_positive({"peak": 28.0, **table}, "peak", here), []
     for part in ("toxicity", "response", "progression", "death"):
         metrics.append(get_text(optional_table(raw, part, where), "exposure", f"{where}: {part}", ""))
+    named = optional_table(raw, "analysis", where)
+    metrics += [
+        get_text(named, k, f"{where}: analysis", m) for k, m in (("toxicity", TOXICITY), ("response", RESPONSE))
+    ]
     ends = [known_metric(m).end for m in metrics if m]
     return CurveRules(horizon=max(peak, *ends, 0.0) if ends else peak, peak=(0.0, peak))
 
@@ -280,7 +296,8 @@ def _follow_up(table: Mapping, here: str) -> FollowUp:
     return FollowUp(days, after, dropout, get_text(table, "source", here))
 
 
-def _analysis(table: Mapping, truth: Model, sampling: tuple[Sampling, ...], here: str) -> Analysis:
+def _analysis(raw: Mapping, truth: Model, sampling: tuple[Sampling, ...], where: str) -> Analysis:
+    table, here = optional_table(raw, "analysis", where), f"{where}: analysis"
     only_keys(table, _ANALYSIS, here)
     model = truth if "model" not in table else load_model(get_text(table, "model", here))
     if "model" not in table and ("values" in table or "covariates" in table):
@@ -294,12 +311,16 @@ def _analysis(table: Mapping, truth: Model, sampling: tuple[Sampling, ...], here
             )
     read = [s.assay for s in sampling if s.assay in [a.name for a in model.assays]]
     if not read:
-        raise ModelError(
-            f"{here}: {model.name} has none of the assays that are sampled, {sampling[0].assay} and so on."
-        )
-    defaults: dict[str, Any] = {"minimum": MINIMUM, "draws": DRAWS, "population": POPULATION, "simulated": SIMULATED}
+        raise ModelError(f"{here}: {model.name} has none of the assays that are sampled: {sampling[0].assay} ...")
+    defaults = {"minimum": MINIMUM, "draws": DRAWS, "population": POPULATION, "simulated": SIMULATED}
     counts = {k: whole({k: v, **table}, k, here, least=2) for k, v in defaults.items()}
-    return Analysis(model, **counts, source=get_text(table, "source", here, ""))
+    metrics: dict[str, str] = {}
+    for part, default in (("toxicity", TOXICITY), ("response", RESPONSE)):
+        true = get_text(optional_table(raw, part, where), "exposure", f"{where}: {part}", default)
+        metrics[part] = known_metric(get_text(table, part, here, true), here).name
+    assay = nearest_or_raise(get_text(table, "assay", here, read[0]), read, "sampled assay", here)
+    source = get_text(table, "source", here, "")
+    return Analysis(model, metrics["toxicity"], metrics["response"], assay, **counts, source=source)
 
 
 def _refuse(trial: Trial, where: str) -> None:
@@ -313,5 +334,11 @@ def _refuse(trial: Trial, where: str) -> None:
     if trial.per_kg and "WT" not in trial.population:
         raise ModelError(f"{where}: doses are per kg: give the weight, [population.WT].")
     last = max(trial.toxicity.day, trial.response.day)
+    model = trial.analysis.model
+    if not model.structure.uses_dose and trial.dose_column not in [c.column for c in model.covariates]:
+        raise ModelError(
+            f"{where}: analysis: exposure does not depend on the dose in {model.name}. Give [[analysis.covariates]] "
+            f'column = "{trial.dose_column}".'
+        )
     if trial.follow_up.days < last or trial.follow_up.after < last:
         raise ModelError(f"{where}: follow_up ends before day {last:g}, on which an outcome is told.")

@@ -246,9 +246,16 @@ class Analysis:
         Of the posterior, for exposures.
     population, simulated : int
         Draws of the population and new patients of each, for the plan.
+    toxicity, response : str
+        Exposures that they are related to.
+    assay : str
+        That the exposures are of.
     """
 
     model: Model
+    toxicity: str
+    response: str
+    assay: str
     minimum: int
     draws: int
     population: int
