@@ -256,8 +256,9 @@ def _offsets(model: Model, data: Dataset, assay, inputs: Inputs) -> Float[np.nda
     found = np.zeros(len(data.time))
     for k, a in enumerate(model.assays):
         here = assay == k
-        with jax.enable_x64(True):
-            found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
+        if a.conversion is not None:
+            with jax.enable_x64(True):
+                found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
         if a.per and here.any():
             amount = counted_in(data, a.per)[here]
             if not (amount > 0).all():
