@@ -22,7 +22,7 @@ from carkinetics.fit_file import load_fit
 from carkinetics.fit_result import Fit
 from carkinetics.fitting import fit
 from carkinetics.inference import approximation
-from carkinetics.inference.approximation import _factor
+from carkinetics.inference.approximation import factor_of
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, find_modes, widen
 from carkinetics.inference.tuning import Tuner
@@ -205,7 +205,7 @@ def test_no_direction_is_wider_than_the_prior():
     model = PUBLISHED.with_priors({"omega.beta": Prior("halfnormal", 0.0, 1.3)})
     rng = np.random.default_rng(1)
     information = rng.normal(size=(13, 13)) * 3
-    guarded, names = approximation._at_least_the_priors(model, information + information.T)
+    guarded, names = approximation.at_least_the_priors(model, information + information.T)
     priors = [p.prior for p in model.parameters] + [p.prior_omega for p in model.parameters]
     priors.append(model.assays[0].prior)
     # ln |normal| has the variance pi^2 / 8, whatever its scale.
@@ -214,7 +214,7 @@ def test_no_direction_is_wider_than_the_prior():
     assert names
     assert set(names) <= set(make_layout(model).phi_names)
     enough = np.diag(2 / variance)
-    same, none = approximation._at_least_the_priors(model, enough)
+    same, none = approximation.at_least_the_priors(model, enough)
     np.testing.assert_allclose(same, enough, rtol=1e-10, atol=1e-10)
     assert none == []
 
@@ -366,5 +366,5 @@ def test_the_command_line_says_so(tmp_path, capsys, small_trial):
 def test_a_covariance_that_is_none_is_a_fit_error():
     """If it fails, samples that do not tell parameters apart end in an error of linear algebra."""
     with pytest.raises(FitError, match="do not tell some parameters apart"):
-        _factor(np.array([[1.0, 2.0], [2.0, 1.0]]))
-    np.testing.assert_array_equal(_factor(np.eye(2)), np.eye(2))
+        factor_of(np.array([[1.0, 2.0], [2.0, 1.0]]))
+    np.testing.assert_array_equal(factor_of(np.eye(2)), np.eye(2))

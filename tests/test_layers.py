@@ -25,7 +25,8 @@ LAYERS = (
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive comparison profiles noncompartmental "
     "trajectories exposures side_by_side design design.* replication prediction_errors visual_checks bins information "
-    "summary_checks response response.* endpoints new_exposures new_patients plan recommending outcome_names",
+    "summary_checks response response.* endpoints new_exposures new_patients plan recommending outcome_names "
+    "trials trials.*",
     "plots plot_parts plots_diagnostics plots_response plots_dose outputs table_files sections reporting",
     "demo config cli __main__",
 )

@@ -109,7 +109,7 @@ def test_new_exposures_are_those_of_fitted_patients(data):
     expected = exposure(fitted, names)
     metrics = [wanted(expected[name], model, None) for name in names]
     x = cohort.inputs_for(model, ck.Cohort(n=N, times=(1.0,), dose=1.0), pd.DataFrame({"DOSE": np.ones(N)}))
-    found = new_exposures(fitted, metrics, values, x, {"WT": np.full(N, 70.0)})
+    found = new_exposures(fitted.model, metrics, values, x, {"WT": np.full(N, 70.0)})
     for m in metrics:
         np.testing.assert_allclose(found[m], expected[m.name].draws[0], rtol=2e-4, err_msg=m.name)
 

@@ -12,7 +12,9 @@ _HOME = {
     "Assay": "model_parts",
     "CarkineticsError": "errors",
     "Check": "fit_result",
+    "SimulatedTrial": "trials.simulation",
     "Treatment": "model_parts",
+    "Trial": "trials.parts",
     "Regressor": "model_parts",
     "Metric": "metric",
     "Mixture": "dependence",
@@ -62,6 +64,11 @@ _HOME = {
     "list_models": "model_files",
     "load_fit": "fit_file",
     "load_model": "model_files",
+    "list_trials": "trials.files",
+    "load_trial": "trials.files",
+    "simulate_trial": "trials.simulation",
+    "simulate_trials": "trials.running",
+    "ManyTrials": "trials.characteristics",
     "lopo": "predictive",
     "nca": "noncompartmental",
     "persistence": "side_by_side",
@@ -189,6 +196,13 @@ if TYPE_CHECKING:
     from carkinetics.structure import level as level
     from carkinetics.summary_checks import predictive_checks as predictive_checks
     from carkinetics.table_files import write_table as write_table
+    from carkinetics.trials.characteristics import ManyTrials as ManyTrials
+    from carkinetics.trials.files import list_trials as list_trials
+    from carkinetics.trials.files import load_trial as load_trial
+    from carkinetics.trials.parts import Trial as Trial
+    from carkinetics.trials.running import simulate_trials as simulate_trials
+    from carkinetics.trials.simulation import SimulatedTrial as SimulatedTrial
+    from carkinetics.trials.simulation import simulate_trial as simulate_trial
     from carkinetics.visual_checks import VisualCheck as VisualCheck
     from carkinetics.visual_checks import vpc as vpc
 

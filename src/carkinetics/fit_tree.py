@@ -55,7 +55,7 @@ def build_tree(
     z = np.stack([b.z for b in run.blocks])
     posterior = _population(model, phi)
     per_draw = _per_draw(model, obs, phi, z)
-    back = row_positions(model, data)  # of the dataset's rows among the density's
+    back = row_positions(model, data, obs.rows)  # of the dataset's rows among the density's
     for name in ("ipred", "pred", "log_likelihood"):
         per_draw[name] = per_draw[name][..., back]
     replicate = _replicates(model, data, phi, per_draw["ipred"], np.random.default_rng([run.seed, 1]))

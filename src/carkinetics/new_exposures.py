@@ -12,7 +12,6 @@ from jaxtyping import Float
 from carkinetics.errors import ModelError
 from carkinetics.exposures import RULES, CurveRules
 from carkinetics.findings import listed
-from carkinetics.fit_result import Fit
 from carkinetics.layout import make_layout
 from carkinetics.metric import Metric
 from carkinetics.model import Model
@@ -119,7 +118,7 @@ def _rules(found: Wanted, window: tuple[float, float]) -> CurveRules:
 
 
 def new_exposures(
-    fit: Fit,
+    model: Model,
     metrics: Sequence[Wanted],
     values: Float[np.ndarray, "parameter lane"],
     x: Inputs,
@@ -139,10 +138,10 @@ def new_exposures(
         own = np.repeat(np.array(days, float)[:, None], values.shape[1], axis=1)
         horizon = max(m.rules.horizon for m in mine)
         peak = next((m.rules.peak for m in mine if m.peaked), (0.0, horizon))
-        question = Question(tuple(areas), own, peak, horizon, _ln_limit(fit.model, mine))
-        of = next(a for a in fit.model.assays if a.name == mine[0].assay)
-        ratio = make_layout(fit.model).ratios[fit.model.assays.index(of)]
-        answer = answered(fit.model.structure, of, values[:, None], x, question, ratio=ratio)
+        question = Question(tuple(areas), own, peak, horizon, _ln_limit(model, mine))
+        of = next(a for a in model.assays if a.name == mine[0].assay)
+        ratio = make_layout(model).ratios[model.assays.index(of)]
+        answer = answered(model.structure, of, values[:, None], x, question, ratio=ratio)
         answer = jax.tree.map(lambda a: np.asarray(a)[..., 0, :], answer)  # each patient has parameters of his own
         for m in mine:
             found[m] = _metric(m, answer, areas, days, columns)

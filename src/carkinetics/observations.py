@@ -40,6 +40,21 @@ class Group(NamedTuple):
     end: int
 
 
+class Fill(NamedTuple):
+    """To which sizes arrays are filled up, so that many datasets share one compiled program.
+
+    Attributes
+    ----------
+    groups : tuple of (kind, family, rows)
+        Rows of such a group are filled up to a multiple of ``rows``; the group is there even if it has none.
+    depth : int
+        Times of a patient, at least.
+    """
+
+    groups: tuple[tuple[str, str, int], ...]
+    depth: int
+
+
 _KINDS = ("quantified", "below", "above", "between")
 
 
@@ -110,11 +125,11 @@ class Observations(eqx.Module):
         return sums.reshape(n_assays, self.n_subjects, *per_row.shape[1:])
 
 
-def row_positions(model: Model, data: Dataset) -> Int[np.ndarray, " row"]:
-    """Where each row of the dataset stands among those that the density reads."""
+def row_positions(model: Model, data: Dataset, groups: tuple[Group, ...] | None = None) -> Int[np.ndarray, " row"]:
+    """Where each row of the dataset stands among those that the density reads; ``groups`` are those of a filled one."""
     kind, family = _kind(data), _families(model, data)
     positions = np.empty(len(kind), int)
-    for group in _groups(model, data):
+    for group in groups or _groups(model, data):
         here = np.flatnonzero((kind == _KINDS.index(group.kind)) & (family == group.family))
         positions[here] = group.begin + np.arange(len(here))
     return positions
@@ -131,18 +146,29 @@ def _assays(model: Model, data: Dataset) -> Int[np.ndarray, " row"]:
     return np.array([known.index(a) for a in data.assays], dtype=int)[data.assay]
 
 
-def _groups(model: Model, data: Dataset) -> tuple[Group, ...]:
+def _groups(model: Model, data: Dataset, fill: Fill | None = None) -> tuple[Group, ...]:
     kind, family, begin, found = _kind(data), _families(model, data), 0, []
+    sizes = {} if fill is None else {(k, f): rows for k, f, rows in fill.groups}
     for k, name in enumerate(_KINDS):
-        for each in sorted(set(family[kind == k])):
-            filled = -(-int(np.sum((kind == k) & (family == each))) // _BUCKET) * _BUCKET
+        for each in sorted({*family[kind == k], *(f for other, f in sizes if other == name)}):
+            size = sizes.get((name, each), _BUCKET)
+            filled = max(-(-int(np.sum((kind == k) & (family == each))) // size), (name, each) in sizes) * size
             found.append(Group(name, each, begin, begin + filled))
             begin += filled
     return tuple(found)
 
 
-def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observations:
+def group_sizes(model: Model, data: Dataset) -> dict[tuple[str, str], int]:
+    """How many rows there are, by kind and family of residuals."""
+    kind, family = _kind(data), _families(model, data)
+    pairs = [(_KINDS[k], str(f)) for k, f in zip(kind, family, strict=True)]
+    return {pair: pairs.count(pair) for pair in sorted(set(pairs))}
+
+
+def make_observations(model: Model, data: Dataset, *, refine: int = 1, fill: Fill | None = None) -> Observations:
     """The arrays of ``data`` as ``model`` reads them; ``refine`` divides the solver's steps.
+
+    With ``fill`` arrays are as long as it says, so that other data of one kind need no other program.
 
     Raises
     ------
@@ -159,7 +185,8 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
             f"{model.name} has no assay {', '.join(map(repr, unknown))}; it has {', '.join(known)}. "
             "Map the table's DVID to those names, or add the assay with model.with_assay(...)."
         )
-    rows, positions, n = _groups(model, data), row_positions(model, data), len(data.subjects)
+    rows = _groups(model, data, fill)
+    positions, n = row_positions(model, data, rows), len(data.subjects)
     n_rows = rows[-1].end if rows else 0
 
     def filled(values, rest):
@@ -177,7 +204,7 @@ def make_observations(model: Model, data: Dataset, *, refine: int = 1) -> Observ
     # LIMIT is the other end of an interval, whichever way the row is censored.
     ln_limit = np.where(_kind(data) == 3, ln_limit, ln_dv)
     upper, lower = filled(np.maximum(ln_dv, ln_limit), 0.0), filled(np.minimum(ln_dv, ln_limit), -1.0)
-    flat, times, cell = _grid(data.subject, data.time, n, model.structure.closed_form)
+    flat, times, cell = _grid(data, n, model.structure.closed_form, fill)
     if flat:
         times, cell = filled(data.time, 1.0)[None, :], np.arange(n_rows)
     else:
@@ -210,11 +237,13 @@ def _kind(data: Dataset) -> Int[np.ndarray, " obs"]:
     return np.select([data.cens == 0, np.isfinite(data.limit), data.cens == 1], [0, 3, 1], default=2)
 
 
-def _grid(subject, time, n_subjects: int, may_be_flat: bool):
+def _grid(data: Dataset, n_subjects: int, may_be_flat: bool, fill: Fill | None):
     """Distinct times of every patient side by side, and the cell of every row in it."""
+    subject, time = data.subject, data.time
     distinct = [np.unique(time[subject == i]) for i in range(n_subjects)]
     depth = max((len(t) for t in distinct), default=0)
-    if may_be_flat and depth * n_subjects > _MAX_PADDING * len(time):
+    depth = depth if fill is None else max(depth, fill.depth)
+    if may_be_flat and fill is None and depth * n_subjects > _MAX_PADDING * len(time):
         # One patient with thousands of rows would make everybody's column that deep.
         return True, time, np.arange(len(time))
     grid = np.stack([np.pad(t, (0, depth - len(t)), mode="edge") if len(t) else np.ones(depth) for t in distinct], 1)
@@ -227,8 +256,9 @@ def _offsets(model: Model, data: Dataset, assay, inputs: Inputs) -> Float[np.nda
     found = np.zeros(len(data.time))
     for k, a in enumerate(model.assays):
         here = assay == k
-        with jax.enable_x64(True):
-            found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
+        if a.conversion is not None:
+            with jax.enable_x64(True):
+                found[here] = ln_offset(a, of_subjects(inputs, data.subject[here]), data.time[here])
         if a.per and here.any():
             amount = counted_in(data, a.per)[here]
             if not (amount > 0).all():

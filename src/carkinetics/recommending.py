@@ -192,7 +192,7 @@ def _at_level(
 ) -> tuple[dict, dict, dict]:
     """Rates and ln geometric means of exposure, by draw; percentiles of exposure."""
     columns = {m.column: people.column(m.column) for m in metrics.values() if m.column}
-    exposures = new_exposures(fit, list(dict.fromkeys(metrics.values())), values, x, columns)
+    exposures = new_exposures(fit.model, list(dict.fromkeys(metrics.values())), values, x, columns)
     found = {m: one.reshape(people.source.shape) for m, one in exposures.items()}
     rates = {}
     for e in endpoints:

@@ -64,7 +64,7 @@ class Approximation(NamedTuple):
     uninformed: list[str]
 
 
-class _Place(NamedTuple):
+class Place(NamedTuple):
     """A population, with its patients' Gaussians and the slope of the log marginal posterior in ``phi``."""
 
     map_: Transport
@@ -82,24 +82,23 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     """
     layout, first = make_layout(model), _first(model, obs, start)
     n = layout.n_phi
-    # The centre, which has no weight, and the spherical cubature rule.
-    nodes = np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+    nodes = spherical(n)
     map_, centre, covariance = first, np.asarray(first.centre), np.asarray(first.scale @ first.scale.T)
     pace, last = 0.5, np.zeros(n)
     for _ in range(ROUNDS):
-        scale = _factor(covariance)
+        scale = factor_of(covariance)
         found = _visit(model, obs, map_, jnp.asarray(centre + nodes @ scale.T))
         map_ = jax.tree.map(_at_centre, found.map_)
-        slope, information = _averages(nodes, scale, np.asarray(found.slope))
+        slope, information = averages(nodes, scale, np.asarray(found.slope))
         # Half steps, as for the patients: full ones oscillate.
-        information, uninformed = _at_least_the_priors(model, 0.5 * (np.linalg.inv(covariance) + information))
+        information, uninformed = at_least_the_priors(model, 0.5 * (np.linalg.inv(covariance) + information))
         before, covariance = covariance, np.linalg.inv(information)
-        step, length = _newton_step(layout, centre, slope, information)
+        step, length = newton_step(layout, centre, slope, information)
         # Likewise half of a step, but more where the steps go on in one direction, along a ridge.
         turn = step @ information @ last
         pace = min(1.5 * pace, _FASTEST) if turn > 0 else 0.5 if turn == 0 else max(0.5 * pace, 0.25)
         last = step
-        centre = _bounded(layout, centre + step * min(pace, _LONGEST / max(length, 1e-12)))
+        centre = bounded(layout, centre + step * min(pace, _LONGEST / max(length, 1e-12)))
         widened = 0.5 * float(np.abs(np.log(np.diag(covariance) / np.diag(before))).max())
         if max(length, widened) < CLOSE:
             break
@@ -107,10 +106,16 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     found = jax.tree.map(_at_centre, _visit(model, obs, map_, jnp.asarray(np.broadcast_to(centre, nodes.shape))))
     map_ = eqx.tree_at(lambda m: m.scale, found.map_, jnp.asarray(np.linalg.cholesky(covariance)))
     last_move = max(length, widened)
-    return Approximation(map_, np.asarray(found.decrement), last_move, _at_bound(layout, centre), uninformed)
+    return Approximation(map_, np.asarray(found.decrement), last_move, at_bound(layout, centre), uninformed)
 
 
-def _factor(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi phi"]:
+def spherical(n: int) -> Float[np.ndarray, "node n"]:
+    """The centre, which has no weight, and the nodes of the spherical cubature rule."""
+    return np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+
+
+def factor_of(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi phi"]:
+    """Cholesky factor; :class:`FitError` where there is none."""
     try:
         return np.linalg.cholesky(covariance)
     except np.linalg.LinAlgError:
@@ -131,16 +136,18 @@ def _first(model: Model, obs: Observations, start: Start) -> Transport:
 
 
 @partial(jax.jit, static_argnums=0)
-def _visit(model: Model, obs: Observations, near: Transport, phis: Float[Array, "node phi"]) -> _Place:
+def _visit(model: Model, obs: Observations, near: Transport, phis: Float[Array, "node phi"]) -> Place:
     return jax.lax.map(lambda phi: place(model, obs, near, phi), phis)
 
 
-def place(model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"]) -> _Place:
+def place(
+    model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"], *, rounds: int = _PATIENT_ROUNDS
+) -> Place:
     """The patients' Gaussians at a population, from the map of one near it, and the slope there."""
     layout = make_layout(model)
     z, precision = near.gaussians(layout, phi)
-    start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=_PATIENT_ROUNDS)
-    return _Place(transport(model, obs, start, straighten=False), marginal_slope(model, obs, start), start.decrement)
+    start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=rounds)
+    return Place(transport(model, obs, start, straighten=False), marginal_slope(model, obs, start), start.decrement)
 
 
 def marginal_slope(model: Model, obs: Observations, start: Start) -> Float[Array, " phi"]:
@@ -180,7 +187,7 @@ def _expected_log_density(of: Population, x, variance) -> Float[Array, ""]:
     return of.log_density_z(z).sum() - x.shape[1] * of.log_volume - 0.5 * jnp.trace(spread)
 
 
-def _averages(
+def averages(
     nodes: Float[np.ndarray, "node phi"], scale: Float[np.ndarray, "phi phi"], slopes: Float[np.ndarray, "node phi"]
 ) -> tuple[Float[np.ndarray, " phi"], Float[np.ndarray, "phi phi"]]:
     """Slope and information (minus the curvature) averaged over the Gaussian, from the slopes at its nodes."""
@@ -199,7 +206,7 @@ def _averages(
     return slope, 0.5 * (information + information.T)
 
 
-def _at_least_the_priors(
+def at_least_the_priors(
     model: Model, information: Float[np.ndarray, "phi phi"]
 ) -> tuple[Float[np.ndarray, "phi phi"], list[str]]:
     """The information with no direction below the prior's, and the parameters that were."""
@@ -224,38 +231,40 @@ def _prior_sd(component: Component) -> float:
     return prior.scale
 
 
-def _bounded(layout: Layout, phi: Float[np.ndarray, " phi"]) -> Float[np.ndarray, " phi"]:
+def bounded(layout: Layout, phi: Float[np.ndarray, " phi"]) -> Float[np.ndarray, " phi"]:
+    """With omegas no further than their bounds."""
     bounded = phi.copy()
     bounded[layout.omegas] = np.clip(phi[layout.omegas], *np.log(OMEGA_BOUNDS))
     return bounded
 
 
-def _newton_step(
+def newton_step(
     layout: Layout,
     phi: Float[np.ndarray, " phi"],
     slope: Float[np.ndarray, " phi"],
     information: Float[np.ndarray, "phi phi"],
 ) -> tuple[Float[np.ndarray, " phi"], float]:
     """The step and its length in posterior SDs; an omega stays at its bound while the slope leads beyond it."""
-    free = _bounded(layout, phi + 1e-9 * np.sign(slope)) != phi
+    free = bounded(layout, phi + 1e-9 * np.sign(slope)) != phi
     step = np.zeros_like(phi)
     step[free] = np.linalg.solve(information[np.ix_(free, free)], slope[free])
     return step, float(np.sqrt(step @ slope))
 
 
-def _at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
+def at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
+    """Omegas that stand at a bound."""
     low, high = np.log(OMEGA_BOUNDS)
     return [layout.phi_names[k] for k in range(layout.n_phi)[layout.omegas] if phi[k] in (low, high)]
 
 
-def draw(model: Model, obs: Observations, map_: Transport, seed: int) -> Block:
-    """``DRAWS`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error."""
+def draw(model: Model, obs: Observations, map_: Transport, seed: int, n: int = DRAWS) -> Block:
+    """``n`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error."""
     layout = make_layout(model)
     random = np.random.default_rng([seed, 3])
-    u = random.standard_normal((DRAWS, layout.n_phi))
+    u = random.standard_normal((n, layout.n_phi))
     u -= u.mean(0)
     u = np.linalg.solve(np.linalg.cholesky(np.cov(u.T, bias=True)), u.T).T
-    v = random.standard_normal((DRAWS, *map_.shift.shape[1:]))
+    v = random.standard_normal((n, *map_.shift.shape[1:]))
     phi, z, lp = (np.asarray(x) for x in _drawn(model, obs, map_, Point(jnp.asarray(u), jnp.asarray(v))))
     return Block(phi, z, {"lp": lp})
 

@@ -56,3 +56,19 @@ def bars(chains: int, total: int, *, show: bool) -> Iterator[Report]:
                 progress.update(tasks[chain], completed=done, total=planned, divergences=found, phase=phase)
 
         yield report
+
+
+@contextmanager
+def counted(text: str, total: int, done: int, *, show: bool) -> Iterator[Callable[[int], None]]:
+    """One bar for things that end one after the other; what it gives takes how many more have ended."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not (show and console.is_terminal):
+        yield lambda more: None
+        return
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("", total=total, completed=done)
+        yield lambda more: progress.advance(task, more)

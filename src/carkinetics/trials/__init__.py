@@ -1,0 +1,1 @@
+"""Trials as data, simulated from enrolment to decision, and judged by simulating many of them."""
