@@ -26,7 +26,8 @@ LAYERS = (
     "metric diagnostics forest late_samples prior_trials predictive comparison profiles noncompartmental "
     "trajectories exposures side_by_side design design.* replication prediction_errors visual_checks bins information "
     "summary_checks response response.* endpoints new_exposures new_patients plan recommending outcome_names",
-    "plots plot_parts plots_diagnostics plots_response plots_dose outputs table_files sections reporting",
+    "plots plot_parts plots_diagnostics plots_response plots_dose outputs table_files page_parts masking "
+    "sections sections_checks sections_beside reporting",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.

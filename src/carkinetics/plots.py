@@ -187,8 +187,9 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
         bins = _bins(x, reference, log=name in positive)
         # Bins of equal width on the log axis: equal weights make areas comparable there.
         share = np.full(reference.size, 1 / reference.size)
-        ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, label="prior")
-        ax.hist(x, bins=bins, weights=np.full(x.size, 1 / x.size), color=BLUE, alpha=0.75, label="posterior")
+        ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, histtype="stepfilled", label="prior")
+        own = np.full(x.size, 1 / x.size)
+        ax.hist(x, bins=bins, weights=own, color=BLUE, alpha=0.75, histtype="stepfilled", label="posterior")
         if truth and name in truth:
             ax.axvline(truth[name], color=ORANGE, lw=1.5, label="simulated truth")
         unit = units.get(name, "")
