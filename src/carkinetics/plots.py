@@ -14,6 +14,7 @@ from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
 from carkinetics.plot_parts import BLACK, BLUE, GREEN, GREY, ORANGE, legend, samples, say, shorten
+from carkinetics.plots_calibration import sbc
 from carkinetics.plots_diagnostics import gof, individual_fits, npde, vpc
 from carkinetics.plots_dose import pareto, utility
 from carkinetics.plots_response import calibration, exposure_response, ratios, survival
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibration", "exposure_response", "forest", "gof", "individual_fits", "individuals", "npde",
-    "observed_predicted", "pareto", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
-    "typical", "utility", "vpc",
+    "observed_predicted", "pareto", "posteriors", "prior_predictive", "ratios", "save", "sbc", "shorten", "spread",
+    "survival", "typical", "utility", "vpc",
 ]  # fmt: skip
 
 
