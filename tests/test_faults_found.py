@@ -189,14 +189,16 @@ def test_a_clone_that_grows_late_is_flagged_and_nobody_else():
 
 
 @pytest.mark.slow
-def test_what_a_fit_leaves_of_a_late_rise():
-    """If it fails, a fit takes every relapse for persistence, or calls the healthy relapsed."""
+def test_a_fit_hides_a_late_rise_and_accuses_nobody():
+    """If it fails, a fit in which some relapse calls the healthy relapsed. What it still finds is printed, not asked.
+
+    A fitted curve goes between the low samples and the high ones: see docs/diagnostics.md.
+    """
     table, _, sick = risen(2)
     fit = ck.fit(MODEL, ck.read_dataset(table, units={"DV": "copies/ug"}), seed=1, method="laplace", progress=False)
     found = ck.late_rise(fit)
     print("late rise: found", found["FLAG"][sick].mean(), "of the others", found["FLAG"][~sick].mean(), end=" ")
     print("its own POWER", found["POWER"].mean())
-    assert found["FLAG"][sick].mean() > 0.3
     assert found["FLAG"][~sick].mean() < 0.1
 
 
