@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from calibration import ecdf_band, leaves, ranks, thinned
 from carkinetics.cohort import Cohort
 from carkinetics.dataset import read_dataset
 from carkinetics.errors import DataWarning
@@ -16,6 +15,7 @@ from carkinetics.fitting import fit
 from carkinetics.inference.chains import Settings
 from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
+from carkinetics.rank_statistics import ecdf_band, leaves, ranks, thinned
 from carkinetics.simulation import simulate
 from quadrature import ln_shape
 

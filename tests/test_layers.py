@@ -25,16 +25,17 @@ LAYERS = (
     "stress model_checks",
     "metric diagnostics forest late_samples prior_trials predictive comparison profiles noncompartmental "
     "trajectories exposures side_by_side design design.* replication prediction_errors visual_checks bins information "
-    "summary_checks response response.* endpoints new_exposures new_patients plan recommending outcome_names "
-    "trials trials.*",
-    "plots plot_parts plots_diagnostics plots_response plots_dose outputs table_files sections reporting",
+    "summary_checks rank_statistics calibrating response response.* endpoints new_exposures new_patients plan "
+    "recommending outcome_names trials trials.*",
+    "plots plot_parts plots_diagnostics plots_response plots_dose plots_calibration outputs table_files page_parts "
+    "masking sections sections_checks sections_beside reporting",
     "demo config cli __main__",
 )
 # Where other people's packages may be imported: by layer, and by module.
 ONLY_IN_LAYERS = {"numpyro": (3, 4, 5), "pandas": (2, 4, 5, 6, 7), "arviz": (4, 5, 6, 7), "xarray": (4, 5, 6, 7)}
 ONLY_IN_MODULES = {
     "diffrax": ("solvers",),
-    "matplotlib": ("plots", "plot_parts", "plots_diagnostics", "plots_response", "plots_dose"),
+    "matplotlib": ("plots", "plot_parts", "plots_diagnostics", "plots_response", "plots_dose", "plots_calibration"),
 }
 
 

@@ -24,7 +24,7 @@ def test_notebook_runs(path, tmp_path):
     """A notebook that does not run teaches the wrong thing."""
     notebook = nbformat.read(path, as_version=4)
     assert code_lines(notebook) <= 30
-    NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources={"metadata": {"path": tmp_path}}).execute()
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
     assert sum("image/png" in o.get("data", {}) for o in outputs) >= 1
     assert not [o for o in outputs if o.output_type == "error"]

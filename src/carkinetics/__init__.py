@@ -100,6 +100,8 @@ _HOME = {
     "predictive_checks": "summary_checks",
     "shrinkage": "information",
     "sensitivity": "information",
+    "sbc": "calibrating",
+    "Calibration": "calibrating",
     "identifiability": "information",
     "Identifiability": "information",
     "individual_fits": "diagnostics",
@@ -110,6 +112,8 @@ _HOME = {
 if TYPE_CHECKING:
     from carkinetics import design as design
     from carkinetics import plots as plots
+    from carkinetics.calibrating import Calibration as Calibration
+    from carkinetics.calibrating import sbc as sbc
     from carkinetics.censoring import drop_censored as drop_censored
     from carkinetics.cohort import Cohort as Cohort
     from carkinetics.comparison import Comparison as Comparison

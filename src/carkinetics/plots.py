@@ -14,6 +14,7 @@ from carkinetics.fit_result import Fit, population_draws
 from carkinetics.forest import NULL_BAND
 from carkinetics.layout import make_layout
 from carkinetics.plot_parts import BLACK, BLUE, GREEN, GREY, ORANGE, legend, samples, say, shorten
+from carkinetics.plots_calibration import sbc
 from carkinetics.plots_diagnostics import gof, individual_fits, npde, vpc
 from carkinetics.plots_dose import pareto, utility
 from carkinetics.plots_response import calibration, exposure_response, ratios, survival
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "calibration", "exposure_response", "forest", "gof", "individual_fits", "individuals", "npde",
-    "observed_predicted", "pareto", "posteriors", "prior_predictive", "ratios", "save", "shorten", "spread", "survival",
-    "typical", "utility", "vpc",
+    "observed_predicted", "pareto", "posteriors", "prior_predictive", "ratios", "save", "sbc", "shorten", "spread",
+    "survival", "typical", "utility", "vpc",
 ]  # fmt: skip
 
 
@@ -187,8 +188,9 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
         bins = _bins(x, reference, log=name in positive)
         # Bins of equal width on the log axis: equal weights make areas comparable there.
         share = np.full(reference.size, 1 / reference.size)
-        ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, label="prior")
-        ax.hist(x, bins=bins, weights=np.full(x.size, 1 / x.size), color=BLUE, alpha=0.75, label="posterior")
+        ax.hist(reference, bins=bins, weights=share, color=GREY, alpha=0.4, histtype="stepfilled", label="prior")
+        own = np.full(x.size, 1 / x.size)
+        ax.hist(x, bins=bins, weights=own, color=BLUE, alpha=0.75, histtype="stepfilled", label="posterior")
         if truth and name in truth:
             ax.axvline(truth[name], color=ORANGE, lw=1.5, label="simulated truth")
         unit = units.get(name, "")

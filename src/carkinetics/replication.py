@@ -204,16 +204,16 @@ def predictions(model: Model, obs: Observations, phis: Float[Array, "draw phi"],
 
 def typical_ln_pred(model: Model, obs: Observations, phi: Float[np.ndarray, " phi"]) -> Float[np.ndarray, " obs"]:
     """Natural log of every row's prediction with all random effects at zero, in the density's order."""
-    layout = make_layout(model)
-
-    @jax.jit
-    def found(obs, phi):
-        of = population(layout, phi, obs.design)
-        centre = jnp.broadcast_to(of.centre(), (len(layout.random), obs.n_subjects))
-        return ln_pred(layout, of.parameters(centre), obs)
-
     with jax.enable_x64(True):
-        return np.asarray(found(obs, jnp.asarray(phi)))
+        return np.asarray(_typical(model, obs, jnp.asarray(phi)))
+
+
+@partial(jax.jit, static_argnums=0)
+def _typical(model: Model, obs: Observations, phi: Float[Array, " phi"]):
+    layout = make_layout(model)
+    of = population(layout, phi, obs.design)
+    centre = jnp.broadcast_to(of.centre(), (len(layout.random), obs.n_subjects))
+    return ln_pred(layout, of.parameters(centre), obs)
 
 
 def reference_ln_pred(source: Fit | Model, data: Dataset | None = None) -> Float[np.ndarray, " row"]:

@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from carkinetics import sections
-from carkinetics.diagnostics import individual_curves
+from carkinetics import sections, sections_checks
 from carkinetics.errors import FitError
 from carkinetics.fit_result import Fit
-from carkinetics.sections import Section
-
-POINTS = 80  # of a patient's curve
-WORST = ("failed", "warning", "approximation", "ok")
+from carkinetics.masking import Mask
+from carkinetics.page_parts import Section
+from carkinetics.sections_beside import badness, beside, status_of
+from carkinetics.sections_checks import Judged, judged
 
 
 def report(
@@ -36,8 +35,11 @@ def report(
 ) -> Path:
     """Write a report of a fit as one self-contained HTML file.
 
-    The worst status of all parts stands on top. Every text from the data or the model is escaped, nothing is loaded
-    from elsewhere, and the page's own policy forbids it.
+    The worst status of all parts stands on top, and the status of each with its first reason below it. It has
+    parameters, goodness of fit, individual fits, predictive checks, what the data told, every patient, what is given
+    beside the fit, data with what was left out, model, priors, settings and versions. Trials are simulated with the
+    fit's own seed. Every text from the data or the model is escaped, nothing is loaded from elsewhere, and the page's
+    own policy forbids it.
 
     Parameters
     ----------
@@ -52,9 +54,11 @@ def report(
     title : str
         By default the model's name.
     patients : bool
-        Whether single patients are in it: the browser, the figure of individual fits, the rows left out.
+        Whether single patients are in it: the browser, individual fits and exposures, the rows left out.
     pseudonyms : bool
-        Call patients 1, 2, 3, ... in the browser and leave their other mentions out, as ``patients=False`` does.
+        Call patients 1, 2, 3, ... in the browser and leave their other mentions out, as ``patients=False`` does. With
+        either, identifiers in reasons and notes become these numbers; a table that was given keeps what is in it, but
+        for a column called ``ID``.
 
     Returns
     -------
@@ -69,41 +73,56 @@ def report(
     if not path.parent.is_dir():
         raise FitError(f"{path.name}: the folder {path.parent.name!r} does not exist. Create it first.")
     named = responses if isinstance(responses, Mapping) else {f"Response {i + 1}": r for i, r in enumerate(responses)}
-    parts = _sections(fit, single=patients and not pseudonyms)
-    if patients:
-        parts.insert(-1, Section("patients", "Patient by patient"))
-    beside = ({"Exposure": exposure} if exposure is not None else {}) | dict(named)
-    beside |= {"Dose": plan} if plan is not None else {}
-    for k, (name, found) in enumerate(beside.items()):
-        parts.insert(-1, sections.of_verb(f"part-{k}", name, found))
-    statuses = [fit.check().status, *(found.check().status for found in beside.values() if hasattr(found, "check"))]
+    given = ({"Exposure": exposure} if exposure is not None else {}) | dict(named)
+    given |= {"Dose": plan} if plan is not None else {}
+    single = patients and not pseudonyms
+    found = judged(fit)
+    parts = _sections(fit, found, given, single=single, browser=patients)
+    flags = _flags(fit, given)
+    if not single:
+        mask = Mask(fit.data.subjects)
+        parts = [mask.section(part) for part in parts]
+        flags = [flag | {"reason": mask.text(flag["reason"])} for flag in flags]
     page = _page(
         title=title or f"Fit of {fit.model.name}",
-        status=min(statuses, key=lambda s: WORST.index(s) if s in WORST else 1),
+        status=min((flag["status"] for flag in flags), key=badness),
         summary=_summary(fit),
-        verdict=[line.removeprefix("- ") for line in str(fit.check()).splitlines()[:4]],
+        flags=flags,
         sections=parts,
         version=version("carkinetics"),
-        data=_embedded({"patients": _patients(fit, pseudonyms) if patients else []}),
+        data=_embedded({"patients": _patients(fit, found, pseudonyms) if patients else []}),
     )
     return _written(path, page)
 
 
-def _sections(fit: Fit, *, single: bool) -> list[Section]:
-    found = [
+def _sections(fit: Fit, found: Judged, given: Mapping[str, Any], *, single: bool, browser: bool) -> list[Section]:
+    parts = [
         sections.of_convergence(fit),
         sections.of_parameters(fit),
-        sections.of_figures(fit),
-        sections.of_data(fit),
-        sections.of_model(fit),
-        sections.of_record(fit),
+        sections_checks.of_figures(fit, found, single=single),
+        sections_checks.of_predictions(fit, found),
+        sections_checks.of_information(fit),
     ]
-    if single:
-        return found
-    figures, data = found[2], found[3]
-    found[2] = Section(figures.id, figures.title, figures=figures.figures[:1])
-    found[3] = Section(data.id, data.title, data.lines[:1], data.tables[:2])
-    return found
+    if browser:
+        parts.append(Section("patients", "Patient by patient"))
+    parts += [beside(f"part-{k}", name, part, single=single) for k, (name, part) in enumerate(given.items())]
+    data = sections.of_data(fit)
+    if not single:  # notes and single rows name patients
+        rows = [t for t in data.tables if "ID" not in t.columns]
+        data = Section(data.id, data.title, data.lines[:1], rows)
+    return [*parts, data, sections.of_model(fit), sections.of_record(fit, single=single)]
+
+
+def _flags(fit: Fit, given: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The status of the fit and of every part that has one, with its first reason."""
+    check = fit.check()
+    reason = check.reasons[0] if check.reasons else str(check).splitlines()[0].partition(": ")[2]
+    flags = [{"id": "convergence", "name": "Fit", "status": check.status, "reason": reason}]
+    for k, (name, part) in enumerate(given.items()):
+        status, reason = status_of(part)
+        if status:
+            flags.append({"id": f"part-{k}", "name": name, "status": status, "reason": reason})
+    return flags
 
 
 def _summary(fit: Fit) -> str:
@@ -116,24 +135,24 @@ def _summary(fit: Fit) -> str:
     )
 
 
-def _patients(fit: Fit, pseudonyms: bool) -> list[dict]:
+def _patients(fit: Fit, found: Judged, pseudonyms: bool) -> list[dict]:
     """Curves and samples of every patient, as the page's script reads them."""
-    data, curves = fit.data, individual_curves(fit, points=POINTS)
-    by_patient = dict(tuple(curves.groupby("ID", sort=False)))
-    units = {a.name: a.unit for a in fit.model.assays}
-    found = []
+    data, units = fit.data, {a.name: a.unit for a in fit.model.assays}
+    by_patient = dict(tuple(found.curves.groupby("ID", sort=False)))
+    columns = {"time": "TIME", "curve": "IPRED", "low": "IPRED_5", "high": "IPRED_95", "typical": "PRED"}
+    columns |= {"lower": "NEW_5", "higher": "NEW_95"}
+    people = []
     for i, name in enumerate(data.subjects):
         mine, panels = data.subject == i, []
         for assay, curve in by_patient[name].groupby("DVID", sort=False):
             here = mine & (np.array([a == assay for a in data.assays])[data.assay] if data.n_obs else mine)
             panel = {"assay": str(assay), "unit": units[str(assay)]}
-            columns = {"time": "TIME", "curve": "IPRED", "low": "LOW", "high": "HIGH", "typical": "PRED"}
             panel |= {key: _numbers(curve[column].to_numpy()) for key, column in columns.items()}
             samples = zip(data.time[here].tolist(), _numbers(data.dv[here]), data.cens[here].tolist(), strict=True)
             panels.append(panel | {"samples": [list(s) for s in samples]})
         facts = f"{int(mine.sum())} samples, {int((data.cens[mine] == 1).sum())} below a limit."
-        found.append({"id": str(i + 1) if pseudonyms else name, "panels": panels, "facts": facts})
-    return found
+        people.append({"id": str(i + 1) if pseudonyms else name, "panels": panels, "facts": facts})
+    return people
 
 
 def _numbers(values: np.ndarray) -> list[float]:

@@ -1,129 +1,38 @@
-"""The sections of a report: what a fit, its responses and its dose plan say, as words, tables and figures."""
+"""Sections of a report: whether the fit ran well, its parameters, its data, its model, and the record of the run."""
 
 import json
-from base64 import b64encode
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from io import BytesIO
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from carkinetics import plots
-from carkinetics.diagnostics import gof
 from carkinetics.findings import listed
 from carkinetics.fit_result import Fit
 from carkinetics.forest import covariate_effects
+from carkinetics.inputs import baseline
 from carkinetics.model_text import describe
+from carkinetics.page_parts import Section, Table, Text, cell, pictured, tabulated
 
-ROWS = 200  # of a table that are shown
-INDIVIDUALS = 24  # of the printed figure; the browser has all
-_DPI = 105
+DOSE = "dose record"  # what the reader calls rows that were never meant to be samples
+_OF_PATIENTS = ("solver_error_subject", "solver_failed", "solver_unsolved", "around_failed", "approximation")
 _NUMBERS = {
     "rhat": "largest R-hat",
     "ess_bulk": "smallest bulk ESS",
     "ess_tail": "smallest tail ESS",
     "renewals": "smallest number of independent looks at a patient",
-    "solver_error": "largest error of the fast solver, beside the reference",
+    "solver_error": "largest error of the fast solver in ln level, beside the reference",
     "solver_failed": "curves that the solver could not compute",
     "solver_unsolved": "curves that the reference could not compute",
     "around_failed": "starts around the posterior without a density",
     "last_move": "last move of the search, posterior SDs",
+    "sigma": "smallest residual SD",
+    "draws": "draws",
+    "divergences": "divergent transitions",
+    "ebfmi": "smallest E-BFMI",
+    "deepest": "trajectories cut at the largest tree depth",
 }
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table as text, with the number of rows that are not shown."""
-
-    columns: list[str]
-    rows: list[list[str]]
-    caption: str = ""
-    left_out: int = 0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A PNG, in base64."""
-
-    png: str
-    caption: str
-
-
-@dataclass(frozen=True)
-class Text:
-    """A long text that can be folded away."""
-
-    title: str
-    text: str
-    open: bool = False
-
-
-@dataclass(frozen=True)
-class Section:
-    """One section of the page."""
-
-    id: str
-    title: str
-    lines: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    figures: Sequence[Figure] = ()
-    texts: Sequence[Text] = ()
-
-
-def tabulated(frame: pd.DataFrame, caption: str = "", *, index: bool = True) -> Table:
-    """A DataFrame as text: numbers to four digits, nothing where there is no value."""
-    frame = frame.reset_index() if index else frame
-    shown = frame.head(ROWS)
-    rows = [[_cell(value) for value in row] for row in shown.itertuples(index=False, name=None)]
-    return Table([str(c) for c in frame.columns], rows, caption, len(frame) - len(shown))
-
-
-def pictured(axes: Any, caption: str) -> Figure:
-    """The figure of these axes."""
-    buffer = BytesIO()
-    plots.save(axes, buffer, dpi=_DPI)
-    return Figure(b64encode(buffer.getvalue()).decode(), caption)
-
-
-def of_model(fit: Fit) -> Section:
-    """Equations, parameters, priors, sources."""
-    table = fit.model.table().drop(columns=["label"])
-    return Section(
-        "model",
-        "Model and priors",
-        [
-            line
-            for line in (fit.model.label, f"{fit.model.reference} doi:{fit.model.doi}" if fit.model.doi else "")
-            if line
-        ],
-        [tabulated(table, "Parameters before the fit; omega is the between-patient SD on the transformed scale.")],
-        texts=[Text("Equations, assays, sources", describe(fit.model)), Text("Model file (TOML)", fit.model.toml)],
-    )
-
-
-def of_data(fit: Fit) -> Section:
-    """Patients, samples, limits; what was left out, and why."""
-    data = fit.data
-    rows = []
-    for k, name in enumerate(data.assays):
-        cens = data.cens[data.assay == k]
-        patients = len(np.unique(data.subject[data.assay == k]))
-        unit = data.units["DV"][name] if isinstance(data.units.get("DV"), dict) else data.units.get("DV", "")
-        counts = {"samples": len(cens), "below a limit": int((cens == 1).sum()), "above": int((cens == -1).sum())}
-        rows.append({"assay": name, "unit": unit, "patients": patients} | counts)
-    excluded = data.report.excluded
-    tables = [tabulated(pd.DataFrame(rows), "Samples in the likelihood.", index=False)]
-    if len(excluded):
-        why = excluded["REASON"].value_counts().rename_axis("reason").rename("rows").reset_index()
-        tables.append(tabulated(why, "Rows that are not in the likelihood, and why.", index=False))
-        tables.append(tabulated(excluded, "Each of them.", index=False))
-    none = [s for i, s in enumerate(data.subjects) if not (data.subject == i).any()]
-    lines = [f"Source: {data.source}. SHA-256 of content and policies: {data.sha256}."]
-    lines += [f"Patients without a sample: {listed(none)}."] if none else []
-    lines += [f"{'Warning' if note.warned else 'Note'}: {note.message}" for note in data.report.notes]
-    return Section("data", "Data", lines, tables)
 
 
 def of_convergence(fit: Fit) -> Section:
@@ -138,53 +47,95 @@ def of_convergence(fit: Fit) -> Section:
 def of_parameters(fit: Fit) -> Section:
     """The parameter table, and its figure."""
     figures = [pictured(plots.posteriors(fit), "Prior (grey) and posterior of the population's parameters.")]
+    tables = [tabulated(fit.parameters().drop(columns=["method"], errors="ignore"), _about_parameters(fit))]
     if fit.model.covariates:
         effects = covariate_effects(fit)
         figures.append(pictured(plots.forest(effects), "Covariate effects on exposure, with a band of no effect."))
+    return Section("parameters", "Parameters", (), tables, figures)
+
+
+def _about_parameters(fit: Fit) -> str:
     caption = (
         "TV: typical value. Contraction: share of the prior's variance that the data have taken; near 0 the posterior "
         "is the prior. Intervals are 95 %, equal-tailed."
     )
-    return Section("parameters", "Parameters", (), [tabulated(fit.parameters(), caption)], figures)
+    return f"{caption} {fit.label}: no R-hat and ESS." if fit.label else caption
 
 
-def of_figures(fit: Fit) -> Section:
-    """Observed against predicted, individual fits."""
-    table, unit = gof(fit), fit.model.assays[0].unit
-    n = min(fit.data.n_subjects, INDIVIDUALS)
-    shown = "" if n == fit.data.n_subjects else f" {n} of {fit.data.n_subjects} patients, spread over the table."
-    return Section(
-        "figures",
-        "Fit and data",
-        figures=[
-            pictured(plots.observed_predicted(table, unit=unit, label=fit.label), "Observed against predicted."),
-            pictured(plots.individuals(fit, n=n), f"Individual fits.{shown}"),
-        ],
+def of_data(fit: Fit) -> Section:
+    """Patients, samples, limits; what was left out, and why."""
+    data = fit.data
+    rows = []
+    for k, name in enumerate(data.assays):
+        cens = data.cens[data.assay == k]
+        patients = len(np.unique(data.subject[data.assay == k]))
+        unit = data.units["DV"][name] if isinstance(data.units.get("DV"), dict) else data.units.get("DV", "")
+        counts = {"samples": len(cens), "below a limit": int((cens == 1).sum()), "above": int((cens == -1).sum())}
+        rows.append({"assay": name, "unit": unit, "patients": patients} | counts)
+    tables = [tabulated(pd.DataFrame(rows), "Samples in the likelihood.", index=False)]
+    tables.append(tabulated(_people(fit), "Patients.", index=False))
+    none = [s for i, s in enumerate(data.subjects) if not (data.subject == i).any()]
+    lines = [f"Source: {data.source}. SHA-256 of content and policies: {data.sha256}."]
+    lines += [f"Patients without a sample: {listed(none)}."] if none else []
+    lines += [f"{'Warning' if note.warned else 'Note'}: {note.message}" for note in data.report.notes]
+    return Section("data", "Data", lines, tables + _left_out(data.report.excluded))
+
+
+def _people(fit: Fit) -> pd.DataFrame:
+    """Follow-up, samples, doses and the model's covariates, over patients."""
+    data, summary = fit.data, fit.data.summary()
+    doses = data.doses().groupby("ID")["AMT"].sum().reindex(list(data.subjects))
+    numbers = {
+        "samples": summary["N"],
+        "last sample (day)": summary["LAST"],
+        f"dose, all infusions ({data.units.get('AMT') or 'cells'})": doses,
+    }
+    rows = []
+    for column in dict.fromkeys(c.column for c in fit.model.covariates):
+        x = baseline(data, column)
+        if x.dtype == object:
+            shares = ", ".join(f"{v} {n}" for v, n in pd.Series(x).fillna("unknown").value_counts().items())
+            rows.append({"of a patient": column, "known": int(pd.notna(x).sum()), "categories": shares})
+        else:
+            numbers[column] = pd.Series(x)
+    found = [
+        {"of a patient": name, "known": int(x.notna().sum()), "median": x.median(), "least": x.min(), "most": x.max()}
+        for name, x in numbers.items()
+        if x.notna().any()
+    ]
+    return pd.DataFrame([*found, *rows])
+
+
+def _left_out(excluded: pd.DataFrame) -> list[Table]:
+    """Rows that are not samples, counted; each of those that might have been one."""
+    if not len(excluded):
+        return []
+    why = excluded["REASON"].value_counts().rename_axis("reason").rename("rows").reset_index()
+    tables = [tabulated(why, "Rows of the table that are not in the likelihood, and why.", index=False)]
+    samples = excluded[excluded["REASON"] != DOSE]
+    if len(samples):
+        tables.append(tabulated(samples, "Each of them that is no dose record.", index=False))
+    return tables
+
+
+def of_model(fit: Fit) -> Section:
+    """Equations, parameters, priors, sources."""
+    model = fit.model
+    lines = [line for line in (model.label, f"{model.reference} doi:{model.doi}" if model.doi else "") if line]
+    table = tabulated(
+        model.table().drop(columns=["label"]),
+        "Parameters before the fit; omega is the between-patient SD on the transformed scale.",
     )
+    texts = [Text("Equations, assays, sources", describe(model)), Text("Model file (TOML)", model.toml)]
+    return Section("model", "Model and priors", lines, [table], texts=texts)
 
 
-def of_verb(identifier: str, title: str, found: Any) -> Section:
-    """Anything that judges itself: its words, its tables; what it does not have is left out."""
-    lines, tables = [], []
-    if hasattr(found, "check"):
-        lines += str(found.check()).splitlines()
-    verdict = getattr(found, "verdict", None)
-    if verdict is not None:
-        lines += str(verdict() if callable(verdict) else verdict).splitlines()
-    for name in ("table", "effects"):
-        frame = getattr(found, name, None)
-        frame = frame() if callable(frame) else frame
-        if isinstance(frame, pd.DataFrame):
-            tables.append(tabulated(frame, {"table": "", "effects": "Effects."}[name]))
-    if isinstance(found, pd.DataFrame):
-        tables.append(tabulated(found))
-    return Section(identifier, title, lines, tables)
-
-
-def of_record(fit: Fit) -> Section:
-    """What was run, on what, with which versions."""
-    kept = {k: v for k, v in fit.tree.attrs.items() if k not in ("model_toml", "notes")}
-    frame = pd.DataFrame({"value": {k: _flat(v) for k, v in kept.items()}}).rename_axis("record")
+def of_record(fit: Fit, *, single: bool) -> Section:
+    """What was run, on what, with which versions; nothing of single patients unless ``single``."""
+    left_out = ("model_toml", "notes", *(() if single else _OF_PATIENTS))
+    kept = {k: v for k, v in fit.tree.attrs.items() if k not in left_out}
+    kept["model_sha256"] = sha256(fit.model.toml.encode()).hexdigest()
+    frame = pd.DataFrame({"value": {k: text for k, v in kept.items() if (text := _flat(v))}}).rename_axis("record")
     return Section(
         "record", "Record", ["Same data, settings, seed and machine give the same draws."], [tabulated(frame)]
     )
@@ -195,15 +146,5 @@ def _flat(value: Any) -> str:
     try:
         found = json.loads(value)
     except (TypeError, ValueError):
-        return _cell(value)
-    return ", ".join(f"{k} {_cell(v)}" for k, v in found.items()) if isinstance(found, dict) else _cell(found)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return ""
-        return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
-    if isinstance(value, Iterable) and not isinstance(value, str):
-        return ", ".join(_cell(v) for v in value)
-    return "" if value is None else str(value)
+        return cell(value)
+    return ", ".join(f"{k} {cell(v)}" for k, v in found.items()) if isinstance(found, dict) else cell(found)

@@ -1,5 +1,13 @@
 "use strict";
 (() => {
+  // On paper everything is unfolded.
+  let folded = [];
+  window.addEventListener("beforeprint", () => {
+    folded = [...document.querySelectorAll("details:not([open])")];
+    for (const part of folded) part.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const part of folded) part.open = false; });
+
   const data = JSON.parse(document.getElementById("embedded").textContent);
   const select = document.getElementById("patient");
   if (!select) return;
@@ -41,8 +49,9 @@
     const end = Math.max(...panel.time, ...points.map((p) => p[0]), 1);
     const begin = Math.min(0, ...points.map((p) => p[0]));
     const x = (t) => LEFT + ((t - begin) / (end - begin)) * (WIDTH - LEFT - RIGHT);
-    const share = (v) => (log ? Math.log(Math.min(Math.max(v, bottom), top) / bottom) / Math.log(top / bottom)
-      : Math.min(Math.max(v / top, 0), 1));
+    // Far outside the axis it ends a little beyond the edge, where it is cut off.
+    const share = (v) => Math.min(Math.max(log ? Math.log(Math.max(v, 1e-300) / bottom) / Math.log(top / bottom) : v / top,
+      -0.5), 1.5);
     const y = (v) => HEIGHT - BOTTOM - share(v) * (HEIGHT - TOP - BOTTOM);
 
     const svg = element(place, "svg", {viewBox: `0 0 ${WIDTH} ${HEIGHT}`, width: WIDTH, role: "img"});
@@ -64,10 +73,13 @@
     element(svg, "text", {x: (LEFT + WIDTH - RIGHT) / 2, y: HEIGHT - 6, "text-anchor": "middle"}, "days since infusion");
     element(svg, "text", {x: LEFT, y: 15}, `${panel.assay} (${panel.unit})`);
     const line = (values) => panel.time.map((t, k) => `${k ? "L" : "M"}${x(t).toFixed(1)},${y(values[k]).toFixed(1)}`).join("");
-    const back = panel.time.map((t, k) => `L${x(t).toFixed(1)},${y(panel.low[k]).toFixed(1)}`).reverse().join("");
-    element(svg, "path", {class: "band", d: line(panel.high) + back + "Z"});
-    element(svg, "path", {class: "typical", d: line(panel.typical)});
-    element(svg, "path", {class: "curve", d: line(panel.curve)});
+    const back = (values) => panel.time.map((t, k) => `L${x(t).toFixed(1)},${y(values[k]).toFixed(1)}`).reverse().join("");
+    const [wide, tall] = [WIDTH - RIGHT - LEFT, HEIGHT - BOTTOM - TOP];
+    const inside = element(svg, "svg", {x: LEFT, y: TOP, width: wide, height: tall, viewBox: `${LEFT} ${TOP} ${wide} ${tall}`});
+    element(inside, "path", {class: "new", d: line(panel.higher) + back(panel.lower) + "Z"});
+    element(inside, "path", {class: "band", d: line(panel.high) + back(panel.low) + "Z"});
+    element(inside, "path", {class: "typical", d: line(panel.typical)});
+    element(inside, "path", {class: "curve", d: line(panel.curve)});
     for (const [t, v, cens] of points) {
       const at = `${x(t).toFixed(1)},${y(v).toFixed(1)}`;
       const made = cens === 0 ? element(svg, "circle", {class: "sample", cx: x(t), cy: y(v), r: 3.5})
@@ -82,7 +94,7 @@
     place.replaceChildren();
     for (const panel of patient.panels) draw(patient, panel);
     facts.textContent = patient.facts + " Dots: quantified; triangles: at a limit. Line and band: the patient's curve " +
-      "with its 90 % interval; dashed: the typical patient.";
+      "with its 90 % interval; wide band: 90 % of new samples; dashed: the typical patient.";
   };
   const move = (by) => {
     const n = data.patients.length;
