@@ -106,7 +106,7 @@ def _replicates(model: Model, data: Dataset, phi, ipred, rng) -> np.ndarray:
             ln = np.log(ipred[..., here].astype(float))
             if family.name == replicates.NAME:
                 taken = np.stack([data.subject[here], data.time[here]])
-                drawn = np.exp(replicates.draw_together(rng, ln, *parameters, taken))
+                drawn = np.exp(replicates.draw_together(rng, ln, parameters[0], parameters[1], taken))
             else:
                 drawn = np.exp(family.draw(rng, ln, *parameters))
         # A draw far in a heavy tail may be beyond what single precision holds.

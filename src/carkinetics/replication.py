@@ -241,7 +241,7 @@ def _reported(model: Model, data: Dataset, ln_ipred, residual, rng) -> Float[np.
         parameters = [residual[:, j, a, None] for j in range(len(family.params))]
         if family.name == replicates.NAME:  # those of one sample share what happened to it
             taken = np.stack([data.subject[here], data.time[here]])
-            found[:, here] = replicates.draw_together(rng, ln, *parameters, taken)
+            found[:, here] = replicates.draw_together(rng, ln, parameters[0], parameters[1], taken)
         else:
             found[:, here] = family.draw(rng, ln, *parameters)
         if not family.counts and family.name != "combined":
