@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from carkinetics import plots
+from carkinetics.findings import readable
 
 ROWS = 200  # of a table that are shown
 _DPI = 105
@@ -82,9 +83,7 @@ def cell(value: Any) -> str:
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, float | np.floating):
-        if np.isnan(value):
-            return ""
-        return f"{value:,.0f}" if 1e3 <= abs(value) < 1e6 else f"{value:.4g}"
+        return "" if np.isnan(value) else readable(float(value))
     if isinstance(value, Iterable) and not isinstance(value, str):
         return ", ".join(cell(v) for v in value)
     return "" if value is None else str(value)
