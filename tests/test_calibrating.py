@@ -170,3 +170,19 @@ def test_a_short_run_gives_the_stored_ranks(structure):
     off = np.abs(found.ranks.to_numpy() - np.array(stored["ranks"])[:3])
     assert off.max() <= 2  # another machine rounds otherwise
     assert dataclasses.is_dataclass(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("structure", sorted(VARYING))
+def test_every_design_draws_trials_that_could_be(structure):
+    """If it fails, the command of a structure ends in an error, or draws levels that no assay reports."""
+    from carkinetics.calibrating import _trial
+
+    model = sbc_model(structure)
+    assert len(make_layout(model).random) == len(VARYING[structure])
+    trial = _trial(model, sbc_design(structure), 1, None)
+    samples = trial.table[trial.table["EVID"] == 0]
+    assert np.isfinite(samples["DV"]).all()
+    assert (samples["DV"] > 0).all()
+    assert len(samples) == 80 * len(model.assays)
+    assert trial.phi.shape == (len(make_layout(model).components),)
