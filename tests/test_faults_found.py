@@ -184,22 +184,29 @@ def test_a_clone_that_grows_late_is_flagged_and_nobody_else():
     """If it fails, a relapse by transduced cells that no kinetics explain goes unnoticed, or health is called one."""
     table, ipred, sick = risen(1)
     found = ck.late_rise(fit_at(MODEL, table, ipred))
-    assert found["FLAG"][sick].mean() > 0.9
+    assert found["FLAG"][sick].mean() >= 0.8
     assert found["FLAG"][~sick].mean() < 0.15
 
 
-@pytest.mark.slow
-def test_a_fit_hides_a_late_rise_and_accuses_nobody():
-    """If it fails, a fit in which some relapse calls the healthy relapsed. What it still finds is printed, not asked.
-
-    A fitted curve goes between the low samples and the high ones: see docs/diagnostics.md.
-    """
-    table, _, sick = risen(2)
+def clones(seed):
+    """Whom a fit of such a trial flags: of the sick, of the others; and how surely it says that it would."""
+    table, _, sick = risen(seed)
     fit = ck.fit(MODEL, ck.read_dataset(table, units={"DV": "copies/ug"}), seed=1, method="laplace", progress=False)
     found = ck.late_rise(fit)
-    print("late rise: found", found["FLAG"][sick].mean(), "of the others", found["FLAG"][~sick].mean(), end=" ")
-    print("its own POWER", found["POWER"].mean())
-    assert found["FLAG"][~sick].mean() < 0.1
+    return found["FLAG"][sick].mean(), found["FLAG"][~sick].mean(), found["POWER"].mean()
+
+
+@pytest.mark.slow
+def test_what_a_fit_leaves_of_a_late_rise():
+    """If it fails, a fit takes every relapse for persistence, or calls the healthy relapsed.
+
+    A fitted curve goes between the low samples and the high ones, and the residual SD grows: power is half of what it
+    is of a known curve.
+    """
+    sick, others, power = np.mean([clones(seed) for seed in (2, 3, 4)], axis=0)
+    print("late rise: found", sick, "of the others", others, "its own POWER", power)
+    assert sick > 0.3
+    assert others < 0.05
 
 
 def below(seed, n=60, lloq=400.0):

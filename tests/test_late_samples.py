@@ -8,6 +8,7 @@ import pytest
 import carkinetics as ck
 from carkinetics.dataset import Dataset
 from carkinetics.diagnostics import weighted_residuals
+from carkinetics.late_samples import _Residuals, _statistic
 
 
 def changed(fit, place, factor):
@@ -45,6 +46,22 @@ def test_a_planted_rise_is_found_and_one_high_sample_is_not(rich_fit):
     once = ck.late_rise(changed(rich_fit, last[-1:], 30.0)).set_index("ID")
     assert not once.loc[name, "FLAG"]
     assert (rise["FLAG"].drop(name) == table["FLAG"].drop(name)).all()
+
+
+def test_the_statistic_by_hand():
+    """If it fails, a pair is compared with other samples than those before it, or a limit counts as a low level."""
+
+    def found(values, below=()):
+        x = np.array([values])
+        return float(_statistic(_Residuals(x, np.isin(np.arange(x.shape[1]), below)[None]))[0])
+
+    assert found([1.0, 2.0]) == 1.0  # nothing before: the smaller one
+    assert found([-2.0, -1.0, 0.5, 3.0]) == pytest.approx(0.5 + 1.5)  # after two that were too low
+    assert found([3.0, 3.0, 1.0, 2.0]) == 3.0  # those before were high: they take nothing away
+    assert found([0.0, 0.0, 0.0, 9.0]) == 0.0  # one outlier is no rise
+    assert found([2.0, 2.0, 1.0, 2.0], below=[0, 1]) == 1.0  # a limit above the curve says nothing of what is below
+    assert found([-2.0, 1.0, 2.0], below=[0]) == pytest.approx(1.0 + 2.0)  # a limit below the curve: it was too low
+    assert found([1.0, 2.0], below=[1]) == -np.inf  # a sample below the limit is no evidence
 
 
 def test_power_is_how_often_a_tenfold_rise_is_found(rich_fit):
