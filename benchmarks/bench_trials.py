@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 
+import bench_fit
 import carkinetics as ck
 from carkinetics.exposures import exposure
 from carkinetics.fitting import quick_fit

@@ -146,6 +146,8 @@ def test_outcomes_follow_from_exposure_as_stated():
     u = np.array([0.3, 0.3])
     by_scipy = stats.weibull_min(1.7, scale=scale * np.exp(-0.7 / 1.7)).isf(0.3)
     np.testing.assert_allclose(weibull.day(u, e), [stats.weibull_min(1.7, scale=scale).isf(0.3), by_scipy], rtol=1e-12)
+    x = stats.weibull_min(1.7, scale=scale * np.exp(-0.7 / 1.7)).sf(90.0)
+    np.testing.assert_allclose(weibull.survival(90.0, e)[1], x, rtol=1e-12)
     assert dataclasses.replace(of, link=Link()).chance(np.array([1.0, 5.0])).tolist() == pytest.approx([0.2, 0.2])
 
 
