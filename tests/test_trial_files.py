@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -145,4 +146,25 @@ def test_outcomes_follow_from_exposure_as_stated():
     u = np.array([0.3, 0.3])
     by_scipy = stats.weibull_min(1.7, scale=scale * np.exp(-0.7 / 1.7)).isf(0.3)
     np.testing.assert_allclose(weibull.day(u, e), [stats.weibull_min(1.7, scale=scale).isf(0.3), by_scipy], rtol=1e-12)
+    x = stats.weibull_min(1.7, scale=scale * np.exp(-0.7 / 1.7)).sf(90.0)
+    np.testing.assert_allclose(weibull.survival(90.0, e)[1], x, rtol=1e-12)
     assert dataclasses.replace(of, link=Link()).chance(np.array([1.0, 5.0])).tolist() == pytest.approx([0.2, 0.2])
+
+
+@pytest.mark.filterwarnings("ignore:.*every value is below the limit")
+def test_the_command_line_tells_a_trial_from_a_model(tmp_path, capsys):
+    """If it fails, ``carkinetics simulate trial.toml`` takes a trial for a model, or writes what nobody reads."""
+    from carkinetics import cli
+
+    path = tmp_path / "mine.toml"
+    path.write_text(arms.with_design(), encoding="utf-8")
+    assert cli.main(["simulate", str(path), "--out", str(tmp_path / "one"), "--seed", "3"]) == 0
+    alone = ck.simulate_trial(ck.load_trial(path), seed=3)
+    written = pd.read_csv(tmp_path / "one" / "patients.csv")
+    assert list(written["ID"]) == list(alone.patients["ID"])
+    ck.read_dataset(tmp_path / "one" / "table.csv", outcomes=tmp_path / "one" / "patients.csv")
+    many = ["simulate", str(path), "--trials", "3", "--analyse", "design", "--out", str(tmp_path / "many")]
+    assert cli.main(many) == 0
+    assert len(pd.read_csv(tmp_path / "many" / "replicates.csv")) == 3
+    assert "3 trials" in capsys.readouterr().out
+    assert cli.main(["simulate", "nct0375476"]) == 1

@@ -140,6 +140,19 @@ def test_true_rates_are_those_of_quadrature(trial):
         assert abs(row["DLT"] - exact) < 4 * row["DLT_SE"]
 
 
+def test_the_true_response_rate_is_that_of_simulated_patients():
+    """If it fails, responses are counted otherwise than the truth that they are compared with (deaths included)."""
+    sizes = (
+        ("patients = 10", "patients = 1000"),
+        ("patients = 14", "patients = 1000"),
+        ("patients = 24", "patients = 2000"),
+    )
+    trial = parse_trial(arms.text(*sizes, ("dropout_per_year = 0.5", "dropout_per_year = 0")))
+    seen = ck.simulate_trial(trial, seed=9).patients.groupby("LEVEL")["ORR"].mean()
+    table = true_rates(trial).set_index("LEVEL")["ORR"]
+    assert ((seen - table).abs() < 4 * np.sqrt(0.25 / 1000 + 0.25 / 4000)).all()
+
+
 def test_monte_carlo_errors_are_those_of_means(twelve):
     """If it fails, an error is not the standard deviation over the root of the number of trials."""
     x = twelve.replicates["dlt"].astype(float)

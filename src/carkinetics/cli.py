@@ -56,15 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--days", type=float, default=168.0, help="how long the figure is")
     models.set_defaults(run=_models)
 
-    simulate = verbs.add_parser("simulate", help="a virtual trial, as a table that fit reads")
-    simulate.add_argument("model", help="a published name, or a .toml file")
-    simulate.add_argument("--out", type=Path, default=Path("simulated.csv"), help="the table")
-    simulate.add_argument("--patients", type=int, default=40)
-    simulate.add_argument("--days", type=float, nargs="+", metavar="DAY", help="sampling days (default: the demo's)")
-    simulate.add_argument("--dose-per-kg", type=float, nargs="+", default=[1e6, 5e6], metavar="CELLS", help="low high")
-    simulate.add_argument("--seed", type=int, default=1)
-    simulate.set_defaults(run=_simulate)
-
+    _simulate_verb(verbs)
     check = verbs.add_parser("check", help="check a model file (.toml) or a table, without fitting")
     check.add_argument("file", type=Path)
     check.add_argument("--model", help="also try this model on the table's patients, at draws from its priors")
@@ -90,6 +82,26 @@ def _parser() -> argparse.ArgumentParser:
     _exposure_verbs(verbs)
     _dose_verb(verbs)
     return parser
+
+
+def _simulate_verb(verbs) -> None:
+    simulate = verbs.add_parser(
+        "simulate", help="a virtual trial, as a table that fit reads; or a trial file many times"
+    )
+    simulate.add_argument("model", help="a published model or trial, or a .toml file of either")
+    simulate.add_argument(
+        "--out", type=Path, help="the table (simulated.csv); of a trial file a folder (simulated-trials)"
+    )
+    simulate.add_argument("--seed", type=int, default=1)
+    of_model = simulate.add_argument_group("of a model")
+    of_model.add_argument("--patients", type=int, default=40)
+    of_model.add_argument("--days", type=float, nargs="+", metavar="DAY", help="sampling days (default: the demo's)")
+    of_model.add_argument("--dose-per-kg", type=float, nargs="+", default=[1e6, 5e6], metavar="CELLS", help="low high")
+    of_trial = simulate.add_argument_group("of a trial")
+    of_trial.add_argument("--trials", type=int, default=1, help="more than one: how the trial behaves, on average")
+    of_trial.add_argument("--workers", type=int, default=1, help="processes")
+    of_trial.add_argument("--analyse", default="laplace", help="laplace (default), or design: no fit")
+    simulate.set_defaults(run=_simulate)
 
 
 def _exposure_verbs(verbs) -> None:
@@ -217,14 +229,48 @@ def _simulate(arguments: argparse.Namespace) -> None:
     from carkinetics.demo import SCHEDULE
     from carkinetics.model_files import load_model
     from carkinetics.simulation import simulate
+    from carkinetics.trials.files import is_trial
 
+    if is_trial(arguments.model):
+        _simulate_trial(arguments)
+        return
+    out = arguments.out or Path("simulated.csv")
     low, high = arguments.dose_per_kg[0], arguments.dose_per_kg[-1]
     cohort = Cohort(n=arguments.patients, times=arguments.days or SCHEDULE, dose_per_kg=(low, high))
     table = simulate(load_model(arguments.model), cohort, seed=arguments.seed).table
-    table.to_csv(arguments.out, index=False)
+    table.to_csv(out, index=False)
     samples = table[table["EVID"] == 0]
     below = int((samples["CENS"] == 1).sum())
-    print(f"{arguments.out}: {arguments.patients} virtual patients, {len(samples)} samples, {below} below the limit")
+    print(f"{out}: {arguments.patients} virtual patients, {len(samples)} samples, {below} below the limit")
+
+
+def _simulate_trial(arguments: argparse.Namespace) -> None:
+    """One trial: its tables. Many: operating characteristics, and the folder from which the same call goes on."""
+    from carkinetics.trials.files import load_trial
+    from carkinetics.trials.running import simulate_trials
+    from carkinetics.trials.simulation import simulate_trial
+
+    trial, out = load_trial(arguments.model), arguments.out or Path("simulated-trials")
+    out.mkdir(parents=True, exist_ok=True)
+    if arguments.trials == 1:
+        found = simulate_trial(trial, seed=arguments.seed)
+        found.table.to_csv(out / "table.csv", index=False)
+        found.patients.to_csv(out / "patients.csv", index=False)
+        found.truth.to_csv(out / "truth.csv")
+        print(f"{found!r}\n{out}/: table.csv, patients.csv, truth.csv")
+        return
+    many = simulate_trials(
+        trial,
+        arguments.trials,
+        seed=arguments.seed,
+        analyse=arguments.analyse,
+        workers=arguments.workers,
+        folder=out / "batches",
+    )
+    many.replicates.to_csv(out / "replicates.csv")
+    many.table.to_csv(out / "levels.csv", index=False)
+    many.summary.to_csv(out / "summary.csv")
+    print(f"{many}\n{out}/: levels.csv, summary.csv, replicates.csv, batches")
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -82,9 +82,12 @@ def _infusions(model: Model, data: Dataset) -> tuple[np.ndarray, np.ndarray, np.
     if structure.uses_dose:
         absent = [i for i, dose in zip(data.subjects, first, strict=True) if np.isnan(dose)]
         _refuse(absent, data, f"no dose record, and {structure.name} needs one", "Add a row with EVID=1 and AMT.")
+    if not len(later):
+        none = np.zeros((0, data.n_subjects))
+        return first, none, none
     later = later.groupby(["ID", "TIME"], as_index=False)["AMT"].sum(min_count=1)  # at one time they are one infusion
     each = [later[later["ID"] == i] for i in data.subjects]
-    depth = max((len(e) for e in each), default=0)
+    depth = max(len(e) for e in each)
     days = [np.pad(e["TIME"].to_numpy(float), (0, depth - len(e)), constant_values=np.inf) for e in each]
     cells = [np.pad(e["AMT"].to_numpy(float), (0, depth - len(e))) for e in each]
     return first, np.stack(days, axis=1), np.stack(cells, axis=1)

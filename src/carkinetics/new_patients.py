@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +174,7 @@ class NewPatients:
         with jax.enable_x64(True):
             design = jnp.moveaxis(jnp.asarray(design_for(model, people))[:, self.source], 1, 0)
             draws = (jnp.asarray(self.phi), jnp.asarray(self.z), jnp.asarray(self.u), design)
-            found = jax.vmap(lambda *one: _individual(layout, *one), (0, 1, 0, 0), 1)(*draws)
+            found = _individuals(model, *draws)
             return np.asarray(found).reshape(len(layout.parameters), -1)
 
 
@@ -191,6 +192,13 @@ def new_patients(
     z = ndtri((place + random.random(shape)) / slots)
     u = (random.permuted(np.broadcast_to(np.arange(slots), shape[1:]), axis=1) + random.random(shape[1:])) / slots
     return NewPatients(pool, phi, pool.resampled(len(phi), slots, random), z, u)
+
+
+@partial(jax.jit, static_argnums=0)
+def _individuals(model: Model, phi: Array, z: Array, u: Array, design: Array) -> Float[Array, "parameter draw slot"]:
+    """Of every draw's patients."""
+    layout = make_layout(model)
+    return jax.vmap(lambda *one: _individual(layout, *one), (0, 1, 0, 0), 1)(phi, z, u, design)
 
 
 def _individual(

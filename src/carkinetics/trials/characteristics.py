@@ -20,7 +20,8 @@ def true_rates(trial: Trial, *, patients: int = PATIENTS, seed: int = _SEED) -> 
     Returns
     -------
     DataFrame
-        ``LEVEL DOSE DLT DLT_SE ORR ORR_SE``: rates of patients who are followed long enough, and Monte Carlo errors.
+        ``LEVEL DOSE DLT DLT_SE ORR ORR_SE``: rates of patients who are not lost, and Monte Carlo errors. Who is dead on
+        the response's day is no responder.
     """
     random, columns = np.random.default_rng(seed), sorted(trial.population)
     people = pd.DataFrame({c: trial.population[c].draw(random.random(patients)) for c in columns})
@@ -29,6 +30,8 @@ def true_rates(trial: Trial, *, patients: int = PATIENTS, seed: int = _SEED) -> 
     found: dict[str, np.ndarray] = {"LEVEL": np.arange(1, shape[1] + 1), "DOSE": np.array(trial.levels)}
     for name, what in (("DLT", trial.toxicity), ("ORR", trial.response)):
         p = what.chance(exposure_of(what, exposed, shape))
+        if name == "ORR" and trial.death is not None:  # who died before is no responder
+            p = p * trial.death.survival(what.day, exposure_of(trial.death, exposed, shape))
         found |= {name: p.mean(axis=0), f"{name}_SE": p.std(axis=0) / np.sqrt(patients)}
     return pd.DataFrame(found)
 

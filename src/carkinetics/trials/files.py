@@ -74,13 +74,26 @@ _ANALYSIS = (
     "source",
 )
 # Where a trial file says nothing of its analysis.
-MINIMUM, DRAWS, POPULATION, SIMULATED = 20, 200, 100, 50
+MINIMUM, DRAWS, POPULATION, SIMULATED = 20, 100, 100, 30
 TOXICITY, RESPONSE = "cmax", "auc_0_28"
 
 
 def list_trials() -> list[str]:
     """Names of the trials that come with the library."""
     return sorted(p.stem for p in FOLDER.glob("*.toml"))
+
+
+def is_trial(name: str | Path) -> bool:
+    """Whether a name is that of a trial, or a TOML file is one: it says who is enrolled."""
+    path = Path(name)
+    if path.suffix != ".toml":
+        return str(name) in list_trials()
+    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+        return False
+    try:
+        return "enrolment" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return False
 
 
 def load_trial(name: str | Path) -> Trial:

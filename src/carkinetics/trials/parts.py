@@ -139,6 +139,10 @@ class Hazard:
         total = -np.log(u) / np.log(2) / np.exp(self.link.away(exposure))
         return self.median * total ** (1 / self.shape)
 
+    def survival(self, day: float, exposure: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+        """Probability of no event until a day."""
+        return np.exp(-np.log(2) * (day / self.median) ** self.shape * np.exp(self.link.away(exposure)))
+
 
 @dataclass(frozen=True)
 class Sampling:
