@@ -229,7 +229,7 @@ def _faults(n: dict) -> Iterator[tuple[str, bool, bool]]:
     text = f"R-hat {n['rhat']:.3f} > {RHAT_MAX} ({n['worst_rhat']}): the chains disagree."
     yield text, n["rhat"] > RHAT_MAX, n["rhat"] > RHAT_FAILED
     text = f"The chains disagree most about {n['disagreed']}: look at their curves for a second explanation."
-    yield text, bool(n["disagreed"]), n["rhat"] > RHAT_FAILED
+    yield text, bool(n["disagreed"]), bool(n["disagreed"]) and n["rhat"] > RHAT_FAILED
     text = f"Bulk ESS {n['ess_bulk']:.0f} < {ESS_MIN} ({n['worst_ess']}): sample longer."
     yield text, n["ess_bulk"] < ESS_MIN, n["ess_bulk"] < ESS_FAILED
     text = f"Tail ESS {n['ess_tail']:.0f} < {ESS_MIN}: interval ends are rough."

@@ -192,7 +192,8 @@ def prior_notes(fit: "Fit") -> list[str]:
     last = float(fit.data.time.max(initial=0.0))
     typical = fit.tree["posterior"].to_dataset()["tv"]
     for p in fit.model.parameters:
-        half_life = np.log(2) / float(np.median(typical.sel(parameter=p.name).values)) if p.unit == "1/day" else 0.0
+        rate = float(np.median(typical.sel(parameter=p.name).values)) if p.unit == "1/day" else 0.0
+        half_life = np.log(2) / rate if rate > 0 else 0.0  # a process that is switched off has none
         if half_life > last:
             notes.append(
                 f"{p.name}: a half-life of {half_life:.0f} days, and no sample after day {last:.0f}. Beyond that the "
