@@ -161,6 +161,7 @@ def test_stored_ranks_are_what_was_stored(path):
         assert found["outside"] == []  # an exact method must stay inside; an approximation says where it does not
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("structure", ["expansion_contraction"])
 def test_a_short_run_gives_the_stored_ranks(structure):
     """If it fails, fits have changed since the ranks were stored: run the command of the file again."""

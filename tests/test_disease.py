@@ -87,6 +87,7 @@ def patients_of_table_s1():
     return vmax1, MUELLER_SCHOELL["b0"].value * np.exp(volume.value * volume.design(mtv)[0]), low == 1
 
 
+@pytest.mark.thorough
 def test_the_ladder_is_the_papers_equations_for_all_its_patients():
     """If it fails, a rate stands on the wrong rung, or a large tumour's first days are stepped too coarsely."""
     vmax1, b0, _ = patients_of_table_s1()

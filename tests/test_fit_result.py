@@ -171,7 +171,7 @@ def test_replicates_of_a_heavy_tail_are_numbers(small_fit):
     phi = np.tile(layout.start, (1, 200, 1))
     ipred = np.full((1, 200, small_fit.data.n_obs), 1e4, np.float32)
     with jax.enable_x64(True):
-        found = _replicates(model, small_fit.data, layout, phi, ipred, np.random.default_rng(1))
+        found = _replicates(model, small_fit.data, phi, ipred, np.random.default_rng(1))
     assert found.dtype == np.float32
     assert np.isfinite(found).all()
     assert (found >= 0.99 * np.finfo(np.float32).max).any()

@@ -225,6 +225,7 @@ def odd():
     return data, found(PUBLISHED, data)[0]
 
 
+@pytest.mark.thorough
 def test_a_patient_without_samples_has_no_information_and_stays_typical(odd):
     """If it fails, somebody without a sample gets a kinetics of his own, or breaks the start."""
     data, start = odd
@@ -235,6 +236,7 @@ def test_a_patient_without_samples_has_no_information_and_stays_typical(odd):
     assert float(start.decrement[i]) < 1e-2
 
 
+@pytest.mark.thorough
 def test_a_patient_all_below_the_limit_is_finite_and_low(odd):
     """If it fails, a non-expander stops the fit, or is drawn as if its samples said nothing."""
     data, start = odd
@@ -244,6 +246,7 @@ def test_a_patient_all_below_the_limit_is_finite_and_low(odd):
     assert all(bool(jnp.isfinite(x).all()) for x in start)
 
 
+@pytest.mark.thorough
 def test_a_patient_with_one_sample_is_finite(odd):
     """If it fails, six parameters from one sample give a singular matrix."""
     data, start = odd

@@ -183,6 +183,7 @@ def test_the_gaussian_has_the_exact_posteriors_mean_and_width_where_the_model_is
     np.testing.assert_allclose(np.sqrt(np.diag(scale @ scale.T)), sd, rtol=0.1)
 
 
+@pytest.mark.thorough
 def test_where_the_model_is_curved_it_is_close_and_not_exact():
     """If it fails, patients' Gaussians are worse than an approximation by Gaussians has to be."""
     frame = table(10, seed=4)

@@ -248,6 +248,7 @@ def test_draws_of_exposure_that_are_missing_name_the_patient():
         ck.logistic(drawn(draws), series(y, "ORR"), seed=1)
 
 
+@pytest.mark.thorough
 def test_nuts_and_importance_draws_agree():
     """If it fails, one of the two samplers is wrong."""
     from carkinetics.response.sampling import sample

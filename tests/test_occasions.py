@@ -220,6 +220,7 @@ class Grown(Doses):
         return Cells(jnp.exp(u) * p.loss)
 
 
+@pytest.mark.thorough
 def test_an_odes_parameters_change_at_the_infusion():
     """If it fails, rates, outputs or the solver's coordinates are those of another infusion. Against exponentials."""
     structure, (a, b, c) = Occasions(Grown(), ("loss",), 3), (0.1, 0.3, 0.05)

@@ -125,6 +125,7 @@ def test_a_refit_without_a_patient_says_the_same():
         assert found.patients.loc["P0", "ELPD"] == pytest.approx(wanted, abs=0.06)
 
 
+@pytest.mark.thorough
 def test_samples_lie_in_their_predictions_where_the_closed_form_says():
     """If it fails, coverage is of other predictions than those that were made."""
     rows = left_out(fitted(), seed=2).rows

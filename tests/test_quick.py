@@ -31,6 +31,7 @@ def both(trial):
     return quick_fit(model, data, seed=1, fill=FILL), ck.fit(model, data, seed=1, method="laplace", progress=False)
 
 
+@pytest.mark.thorough
 def test_the_quick_gaussian_is_that_of_many_rounds(both):
     """If it fails, trials by the thousand are analysed by another approximation than method="laplace"."""
     (mean, cov), (usual, usual_cov) = (

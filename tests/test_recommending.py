@@ -82,6 +82,7 @@ def test_rates_of_a_known_truth_are_integrals(trial, data, responses):
     np.testing.assert_allclose(plan.table["UTILITY"], utility, atol=2e-3)
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_and_another_one_nearly(fit, responses):
     """If it fails, a recommendation cannot be reproduced, or hangs on the random numbers."""
     one, again, other = (asked(fit, responses, seed=s) for s in (4, 4, 5))

@@ -95,6 +95,7 @@ def test_nonlinear_structure_against_scipy():
     assert np.abs(coarse - expected).max() < 0.06
 
 
+@pytest.mark.thorough
 def test_gradient_of_the_fixed_grid_equals_finite_differences():
     """If it fails, the checkpointed reverse pass is not the derivative of what is computed."""
     with jax.enable_x64(True):

@@ -246,6 +246,7 @@ def test_short_steps_follow_every_infusion():
     assert 7.3 in ends
 
 
+@pytest.mark.thorough
 @each
 def test_gradients_equal_finite_differences_in_both_directions(population):
     """If it fails, the sampler's (reverse) or the start's (forward) derivative is not that of what is computed."""

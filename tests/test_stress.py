@@ -193,6 +193,7 @@ def test_the_fixed_grid_against_its_closed_form():
     assert list(found.table()["steps"]) == [cases["steps"][cases["ID"] == i].max() for i in DOSES]
 
 
+@pytest.mark.thorough
 def test_smaller_steps_are_nearer():
     """If it fails, ``refine`` is not what the fit means by it."""
     coarse, fine = (ck.stress_test(toy(Grower()), three_patients(), seed=8, draws=20, refine=r) for r in (1, 4))

@@ -114,6 +114,7 @@ def test_wrong_arguments_are_refused(trial):
         ck.simulate_trials(trial, 1, seed=1, analyse="nuts")
 
 
+@pytest.mark.thorough
 def test_shares_are_those_of_exact_enumeration():
     """If it fails, trials that are simulated from the kinetics are not those of the design with the same DLT rates.
 

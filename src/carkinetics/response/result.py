@@ -289,10 +289,11 @@ class AbstractResponse(ABC):
         every = max(1, len(self.posterior.draws) // _SOME)
         x = np.concatenate([self.posterior.draws, self.posterior.factors], axis=1)[::every]
         with jax.enable_x64(True):
-            after = np.asarray(_updated(self.terms, jnp.asarray(x), jax.tree.map(jnp.asarray, a)))
-        weight = np.exp(a.log_weight)
-        before = (weight * a.base).sum(axis=0)
-        variance = (weight * np.square(a.base - before)).sum(axis=0) + np.square(np.asarray(a.loadings)).sum(axis=0)
+            after = np.asarray(_updated(self.terms, jnp.asarray(x), a))
+        base, log_weight, loadings = (np.asarray(v) for v in (a.base, a.log_weight, a.loadings))
+        weight = np.exp(log_weight)
+        before = (weight * base).sum(axis=0)
+        variance = (weight * np.square(base - before)).sum(axis=0) + np.square(loadings).sum(axis=0)
         sd = np.sqrt(np.maximum(variance, 1e-300))
         shift = np.where(variance > 1e-16, (after - before) / sd, np.zeros(n))
         ln = {"BEFORE": before, "AFTER": after}
