@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from scipy import stats
 
 import carkinetics as ck
 import test_calibration
+from bench_sbc import SEED, digest
 from carkinetics.calibrating import Calibration, true_log_likelihood
 from carkinetics.dataset import read_dataset
 from carkinetics.errors import ModelError
@@ -22,9 +22,6 @@ from carkinetics.simulation import simulate
 from sbc_models import VARYING, sbc_design, sbc_model
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "benchmarks"))
-from bench_sbc import SEED, digest  # noqa: E402
-
 STORED = sorted((ROOT / "benchmarks" / "results" / "sbc").glob("*.json"))
 N, DRAWS = 200, 100
 

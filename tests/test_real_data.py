@@ -1,9 +1,5 @@
 """Real patients, where they are at hand: the reader and the fit go to the end, and say honestly how good it is."""
 
-import importlib.util
-import os
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -14,9 +10,8 @@ from carkinetics.fitting import fit
 from carkinetics.inference.gates import convergence
 from carkinetics.infusion import early_fall
 from carkinetics.model_files import load_model
+from real_patients import TABLE, patients
 
-FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TABLE = FOLDER / "ctl019" / "ctl019_qpcr.csv"
 COLUMNS = {"ID": "patient", "TIME": "day", "DV": "copies_per_ug_dna"}
 
 pytestmark = [
@@ -92,13 +87,8 @@ def test_the_plain_model_converges_or_names_who_prevents_it():
 
 def test_what_the_data_ask_for_converges():
     """Infusion phase, found by the fit itself, and heavy tails: chains agree, and outliers no longer widen sigma."""
-    place = Path(__file__).parents[1] / "benchmarks" / "real_patients.py"
-    spec = importlib.util.spec_from_file_location("real_patients", place)
-    assert spec is not None and spec.loader is not None
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)  # first infusions, without controls
     model = load_model("stein_2019_tisagenlecleucel").with_residual("student_t")
-    found = fit(model, rules.patients(), seed=1, progress=False)
+    found = fit(model, patients(), seed=1, progress=False)
     check = found.check()
     print(found.tree.attrs["seconds"], check, sep="\n")
     assert {"c0", "kd"} <= set(found.parameters().index)

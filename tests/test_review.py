@@ -1,8 +1,6 @@
 """The review before a fit: what it must find, what it must not take for an error, and what it says."""
 
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,9 +15,8 @@ from carkinetics.errors import DataWarning
 from carkinetics.fit_file import _frame_from_json, _frame_to_json
 from carkinetics.model_files import load_model
 from carkinetics.simulation import simulate
+from real_patients import FOLDER, TABLE
 
-FOLDER = Path(os.environ.get("CARKINETICS_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
-TABLE = FOLDER / "ctl019" / "ctl019_qpcr.csv"
 BURDEN = FOLDER / "ball_burden" / "Data_PR.csv"
 UNITS = {"DV": "copies/ug"}
 

@@ -1,7 +1,6 @@
 """Model files: TOML in, :class:`~carkinetics.model.Model` out. Unknown keys are refused, never ignored."""
 
 import math
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,7 @@ from carkinetics.structure import AbstractStructure
 from carkinetics.structures import STRUCTURES
 from carkinetics.structures.infusion_phase import InfusionPhase
 from carkinetics.toml_fields import (
+    file_text,
     get_flag,
     get_notes,
     get_number,
@@ -52,11 +52,11 @@ from carkinetics.toml_fields import (
     get_text,
     only_keys,
     optional_table,
+    parsed,
 )
 from carkinetics.transforms import TRANSFORMS
 
 SCHEMA = 1
-_MAX_BYTES = 1_000_000
 _TOP = (
     "schema", "name", "label", "structure", "infusion_phase", "occasions", "reference", "doi", "notes", "typical_dose",
     "parameters", "assays", "treatments", "regressors", "covariates", "shrinkage", "mixture", "correlation",
@@ -118,26 +118,12 @@ def load_model(name: str | Path, *, structures: Sequence[AbstractStructure] = ()
     if path.suffix != ".toml":
         known = sorted(p.stem for p in models_folder().glob("*.toml"))
         path = models_folder() / f"{nearest_or_raise(str(name), known, 'model', 'models')}.toml"
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such file.")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name}: {path.stat().st_size} bytes; a model file has at most {_MAX_BYTES}.")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path.name}: not UTF-8 text ({error}).") from None
-    return parse_model(text, where=path.name, structures=structures)
+    return parse_model(file_text(path, "model"), where=path.name, structures=structures)
 
 
 def parse_model(text: str, *, where: str = "model", structures: Sequence[AbstractStructure] = ()) -> Model:
     """The model that a TOML text describes; ``where`` names it in messages."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ModelError(f"{where}: not valid TOML: {error}.") from None
-    only_keys(raw, _TOP, where)
-    if isinstance(raw.get("schema"), bool) or raw.get("schema") != SCHEMA:
-        raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {SCHEMA}.")
+    raw = parsed(text, _TOP, SCHEMA, where)
     known = STRUCTURES | {s.name: s for s in structures}
     structure = known[nearest_or_raise(get_text(raw, "structure", where), known, "structure", where)]
     typical_dose = get_positive(raw, "typical_dose", where) if "typical_dose" in raw else UNKNOWN

@@ -1,13 +1,40 @@
 """Values out of a TOML table: of the right kind, or a :class:`ModelError` that says where and what was wanted."""
 
 import math
+import tomllib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from carkinetics.errors import ModelError
 from carkinetics.model_parts import UNKNOWN, nearest_or_raise
 
 NOT_KNOWN = "unknown"  # what a file says in the place of a number that nobody has published
+MAX_BYTES = 1_000_000  # of a file
+
+
+def file_text(path: Path, what: str) -> str:
+    """The text of a file of ``what``, such as a model."""
+    if not path.is_file():
+        raise ModelError(f"{path}: there is no such file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise ModelError(f"{path.name}: {path.stat().st_size} bytes; a {what} file has at most {MAX_BYTES}.")
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path.name}: not UTF-8 text ({error}).") from None
+
+
+def parsed(text: str, keys: Sequence[str], schema: int, where: str) -> dict[str, Any]:
+    """A TOML text of this schema, with none but these keys at its top."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"{where}: not valid TOML: {error}.") from None
+    only_keys(raw, keys, where)
+    if isinstance(raw.get("schema"), bool) or raw.get("schema") != schema:
+        raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {schema}.")
+    return raw
 
 
 def only_keys(raw: Mapping, known: Sequence[str], where: str) -> None:

@@ -14,6 +14,8 @@ from carkinetics.model_files import load_model
 from carkinetics.model_parts import nearest_or_raise
 from carkinetics.model_tables import read_covariate
 from carkinetics.toml_fields import (
+    MAX_BYTES,
+    file_text,
     get_notes,
     get_number,
     get_numbers,
@@ -24,6 +26,7 @@ from carkinetics.toml_fields import (
     get_texts,
     only_keys,
     optional_table,
+    parsed,
 )
 from carkinetics.trials.design_tables import read_assignment, whole
 from carkinetics.trials.metrics import Known, known_metric
@@ -46,7 +49,6 @@ from carkinetics.trials.parts import (
 
 SCHEMA = 1
 FOLDER = Path(__file__).resolve().parent
-_MAX_BYTES = 1_000_000
 _TOP = (
     "schema", "name", "label", "reference", "notes", "kinetics", "doses", "assignment", "arms", "enrolment", "sampling",
     "population", "exposure", "toxicity", "response", "progression", "death", "follow_up", "analysis",
@@ -88,7 +90,7 @@ def is_trial(name: str | Path) -> bool:
     path = Path(name)
     if path.suffix != ".toml":
         return str(name) in list_trials()
-    if not path.is_file() or path.stat().st_size > _MAX_BYTES:
+    if not path.is_file() or path.stat().st_size > MAX_BYTES:
         return False
     try:
         return "enrolment" in tomllib.loads(path.read_text(encoding="utf-8-sig"))
@@ -112,25 +114,12 @@ def load_trial(name: str | Path) -> Trial:
     path = Path(name)
     if path.suffix != ".toml":
         path = FOLDER / f"{nearest_or_raise(str(name), list_trials(), 'trial', 'trials')}.toml"
-    if not path.is_file():
-        raise ModelError(f"{path}: there is no such file.")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ModelError(f"{path.name}: {path.stat().st_size} bytes; a trial file has at most {_MAX_BYTES}.")
-    try:
-        return parse_trial(path.read_text(encoding="utf-8-sig"), where=path.name)
-    except UnicodeDecodeError as error:
-        raise ModelError(f"{path.name}: not UTF-8 text ({error}).") from None
+    return parse_trial(file_text(path, "trial"), where=path.name)
 
 
 def parse_trial(text: str, *, where: str = "trial") -> Trial:
     """The trial that a TOML text describes; ``where`` names it in messages."""
-    try:
-        raw = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ModelError(f"{where}: not valid TOML: {error}.") from None
-    only_keys(raw, _TOP, where)
-    if isinstance(raw.get("schema"), bool) or raw.get("schema") != SCHEMA:
-        raise ModelError(f"{where}: schema = {raw.get('schema')!r}; this version reads schema = {SCHEMA}.")
+    raw = parsed(text, _TOP, SCHEMA, where)
     try:
         return _trial(raw, text, where)
     except DesignError as error:
