@@ -125,3 +125,17 @@ def test_figures_show_the_table():
     axes = ck.plots.utility(plan)
     np.testing.assert_allclose([bar.get_height() for bar in axes[1].patches], plan.p_best)
     plt.close("all")
+
+
+def test_labels_of_close_levels_are_apart():
+    """If it fails, three doses with nearly the same rates are one blot."""
+    from matplotlib import pyplot as plt
+    from matplotlib.text import Text
+
+    close = plan_of([[0.52, 0.50, 0.51]] * 4, [[0.20, 0.21, 0.20]] * 4)
+    ax = ck.plots.pareto(close)
+    ax.figure.canvas.draw()
+    boxes = [Text.get_window_extent(t) for t in ax.texts]  # without the lines to their points
+    assert [t.get_text() for t in ax.texts] == ["1e+06", "2e+06", "5e+06"]
+    assert not any(a.overlaps(b) for k, a in enumerate(boxes) for b in boxes[:k])
+    plt.close("all")

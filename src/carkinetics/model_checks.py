@@ -39,8 +39,8 @@ def typical_curves(model: Model, times: Float[np.ndarray, " time"], *, refine: i
         values = natural(make_layout(model), jnp.array([[p.theta] for p in model.parameters]))
         x = typical_inputs(model)
         grid = solvers.make_grid(model.structure, np.asarray(times, float)[:, None], x, refine=refine)
-        curves = compiled_ln_curves(model.structure, grid, values, x)
-    found = {name: np.exp(np.asarray(curves[name])[:, 0]) for name in model.structure.outputs}
+        curves = compiled_ln_curves(model.structure, solvers.filled_up(grid), values, x)
+    found = {name: np.exp(np.asarray(curves[name])[: len(times), 0]) for name in model.structure.outputs}
     return pd.DataFrame(found, index=pd.Index(times, name="TIME"))
 
 

@@ -9,6 +9,9 @@ from carkinetics.errors import ModelError
 from carkinetics.plan import Plan
 from carkinetics.plot_parts import BLUE, GREY, ORANGE
 
+_LABEL = 0.03  # half of a label's height, as a share of the axis
+
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
@@ -35,8 +38,9 @@ def pareto(plan: Plan) -> "Axes":
     hollow = table["EXTRAPOLATED"].to_numpy(bool)
     ax.plot(x[~hollow], y[~hollow], "o", color=BLUE, ms=7, label="level")
     ax.plot(x[hollow], y[hollow], "o", mfc="white", mec=BLUE, ms=7, label="level, extrapolated")
-    for dose, a, b in zip(table["DOSE"], x, y, strict=True):
-        ax.annotate(f"{dose:g}", (a, b), textcoords="offset points", xytext=(6, 6), fontsize=8)
+    for dose, a, b, height in zip(table["DOSE"], x, y, _apart(y.to_numpy(float)), strict=True):
+        line = {"arrowstyle": "-", "lw": 0.5, "color": GREY, "shrinkB": 4} if height - b > 2 * _LABEL else None
+        ax.annotate(f"{dose:g}", (a, b), xytext=(a + _LABEL, height), va="center", fontsize=8, arrowprops=line)
     ax.axvline(bad.target, color=ORANGE, lw=1, ls="--", label="targets")
     ax.axhline(good.target, color=ORANGE, lw=1, ls="--")
     ax.set(xlim=(0, 1), ylim=(0, 1))
@@ -84,6 +88,15 @@ def _first(plan: Plan) -> tuple[Judged, Judged]:
     if not (good and bad):
         raise ModelError("pareto: the plan needs an efficacy and a toxicity.")
     return good[0], bad[0]
+
+
+def _apart(y: np.ndarray) -> np.ndarray:
+    """Heights of labels, each a little above its point and clear of the label below."""
+    heights = np.empty(len(y))
+    last = -np.inf
+    for k in np.argsort(y, kind="stable"):
+        last = heights[k] = max(y[k] + _LABEL, last + 2 * _LABEL)
+    return heights
 
 
 def _about(plan: Plan, figure) -> None:

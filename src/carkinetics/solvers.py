@@ -107,6 +107,24 @@ def make_grid(
         return Grid(jnp.asarray(time), jnp.asarray(ends), jnp.asarray(at), added)
 
 
+def filled_up(grid: Grid, least: int = 64) -> Grid:
+    """The same curves, the last times and ends repeated up to a power of two: few programs serve all schedules.
+
+    The curves' first rows are those of the times asked for; steps of no length change nothing.
+    """
+
+    def filled(a: Array, **how: Any) -> Array:
+        rows = max(least, 1 << (len(a) - 1).bit_length()) - len(a)
+        return jnp.pad(a, ((0, rows), (0, 0)), **how)
+
+    return Grid(
+        filled(grid.time, mode="edge"),
+        None if grid.ends is None else filled(grid.ends, mode="edge"),
+        None if grid.at is None else filled(grid.at, mode="edge"),
+        None if grid.added is None else filled(grid.added),
+    )
+
+
 def segments(
     structure: AbstractStructure, time: Float[np.ndarray, "time subject"], x: Inputs, *, refine: int = 1
 ) -> Float[np.ndarray, "edge subject"]:
