@@ -87,7 +87,7 @@ def summary() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--structure", choices=sorted(VARYING), nargs="+")
-    parser.add_argument("--method", default="laplace", choices=("laplace", "importance", "nuts"))
+    parser.add_argument("--method", default="laplace", choices=("laplace", "quick", "importance", "nuts"))
     parser.add_argument("--n", type=int, default=200)
     parser.add_argument("--list", action="store_true", help="print the names of the structures")
     parser.add_argument("--table", action="store_true", help="print what is stored as a table")

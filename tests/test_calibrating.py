@@ -154,7 +154,7 @@ def test_stored_ranks_are_what_was_stored(path):
         pd.DataFrame(ranks, columns=found["quantities"]), found["draws"], pd.Series(found["status"]), "", ""
     )
     assert again.outside == found["outside"]
-    if found["method"] != "laplace":
+    if found["method"] not in ("laplace", "quick"):
         assert found["outside"] == []  # an exact method must stay inside; an approximation says where it does not
 
 

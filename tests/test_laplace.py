@@ -12,6 +12,7 @@ from scipy import stats
 from scipy.special import log_ndtr
 
 from carkinetics.cohort import Cohort
+from carkinetics.covariates import Covariate
 from carkinetics.dataset import read_dataset
 from carkinetics.inference import laplace
 from carkinetics.inference.coordinates import transport
@@ -113,6 +114,23 @@ def test_the_information_is_the_gauss_newton_matrix_of_each_assay(mixed):
             assert (weight > 0).all()
             wanted = jacobian * weight @ jacobian.T
             np.testing.assert_allclose(terms.information[a, :, :, i], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_known_is_left_out_and_nothing_else(mixed):
+    """If it fails, fixing a parameter changes what the samples say of the others, or an effect on it is lost."""
+    _, individual, sigma, obs, every = mixed
+    fixed = PUBLISHED.with_assay(FLOW).with_values({f"omega.{n}": 0 for n in ("foldx", "beta")}).fix("foldx", "beta")
+    layout = make_layout(fixed)
+    assert [NAMES[i] for i in layout.moving] == ["tmax", "cmax", "alpha", "fb"]
+    with jax.enable_x64(True):
+        known = jnp.asarray([list(sigma.values()), np.full(2, np.nan)])
+        terms = jax.jit(lambda *x: patient_terms(layout, *x))(obs, jnp.asarray(individual), known)
+    kept = np.isin(NAMES, ["tmax", "cmax", "alpha", "fb"])
+    np.testing.assert_allclose(terms.score, np.where(kept[:, None], every.score, 0.0), rtol=1e-12)
+    both = (kept[:, None] & kept)[:, :, None]
+    np.testing.assert_allclose(terms.information, np.where(both, every.information, 0.0), rtol=1e-12)
+    with_effect = fixed.with_covariates(Covariate("BURDEN", on="foldx", center=1.0))
+    assert "foldx" in [NAMES[i] for i in make_layout(with_effect).moving]
 
 
 def test_the_slope_in_sigma_is_that_of_the_patients_rows(mixed):

@@ -16,14 +16,17 @@ LN10 = float(np.log(10))
 
 
 def test_nodes_have_the_moments_of_the_draws():
-    """If it fails, exposure is carried with another spread than its draws have."""
-    draws = np.random.default_rng(1).gamma(2.0, size=500)
+    """If it fails, exposure is carried with another spread than its draws have, or patients' draws are mixed up."""
+    rng = np.random.default_rng(1)
+    draws = np.stack([rng.gamma(2.0, size=500), rng.normal(-3, 0.1, 500), rng.choice([1.0, 2.0], 500)], axis=1)
+    draws = np.concatenate([draws, np.full((500, 1), 3.0)], axis=1)
     x, w = gauss(draws, 6)
     for k in range(12):
-        assert w @ x**k == pytest.approx(np.mean(draws**k), rel=1e-9)
-    same, weight = gauss(np.full(10, 3.0), 4)
-    assert weight @ same == pytest.approx(3.0) and weight.sum() == pytest.approx(1.0)
-    few, weight = gauss(np.array([1.0, 2.0, 2.0]), 5)
+        np.testing.assert_allclose((w * x**k).sum(axis=0), (draws**k).mean(axis=0), rtol=1e-9)
+    assert sorted(x[w[:, 2] > 1e-6, 2]) == pytest.approx([1.0, 2.0])
+    assert w[:, 3] @ x[:, 3] == pytest.approx(3.0)
+    np.testing.assert_allclose(w.sum(axis=0), 1.0)
+    few, weight = gauss(np.array([[1.0], [2.0], [2.0]]), 5)
     assert sorted(few[weight > 1e-6]) == pytest.approx([1.0, 2.0])
 
 

@@ -3,7 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +13,11 @@ from jaxtyping import Array, Float, Int
 from scipy import stats
 
 from carkinetics.cohort import Cohort
-from carkinetics.dataset import read_dataset
+from carkinetics.dataset import Dataset, read_dataset
 from carkinetics.density import ln_pred, log_likelihood
 from carkinetics.errors import FitError, ModelError
 from carkinetics.fit_result import Fit
-from carkinetics.fitting import fit
+from carkinetics.fitting import fit, quick_fit
 from carkinetics.inference.chains import Settings
 from carkinetics.inference.tuning import Method
 from carkinetics.layout import make_layout
@@ -115,7 +115,7 @@ def sbc(
     *,
     seed: int,
     n: int = REPLICATIONS,
-    method: Method | Literal["laplace"] = "importance",
+    method: Method | Literal["laplace", "quick"] = "importance",
     settings: Settings = SBC_SETTINGS,
     below: int | None = None,
 ) -> Calibration:
@@ -131,6 +131,9 @@ def sbc(
     design : Cohort
     n : int
         Trials. Each is read, compiled for once as long as trials have about as many censored samples, and fitted.
+    method : str
+        As of :func:`carkinetics.fit`; or ``quick``, the shorter way to the Laplace approximation by which
+        :func:`carkinetics.simulate_trials` analyses its trials.
     settings : Settings
         Of the fits.
     below : int, optional
@@ -164,15 +167,7 @@ def sbc(
             warnings.simplefilter("ignore")  # odd trials are part of the prior
             data = read_dataset(trial.table, units={"TIME": "day", "DV": {a.name: a.unit for a in model.assays}})
             try:
-                result = fit(
-                    model,
-                    data,
-                    seed=_of(seed, k),
-                    method=method,
-                    settings=settings,
-                    infusion_phase=False,
-                    progress=False,
-                )
+                result = _fitted(model, data, _of(seed, k), method, settings)
             except FitError:
                 status[k] = "error"
                 continue
@@ -183,6 +178,14 @@ def sbc(
     columns = [*make_layout(model).phi_names, LOG_LIKELIHOOD]
     table = pd.DataFrame.from_dict(found, orient="index", columns=columns).rename_axis("TRIAL")
     return Calibration(table, draws, pd.Series(status).rename_axis("TRIAL"), str(method), model.name)
+
+
+def _fitted(model: Model, data: Dataset, seed: int, method: str, settings: Settings) -> Fit:
+    """By one of the methods of :func:`sbc`."""
+    if method == "quick":
+        return quick_fit(model, data, seed=seed)
+    how: Any = method  # fit refuses what is none
+    return fit(model, data, seed=seed, method=how, settings=settings, infusion_phase=False, progress=False)
 
 
 def _of(seed: int, k: int) -> int:

@@ -148,6 +148,13 @@ class Layout:
         return np.array([c.value for c in self.components])
 
     @property
+    def moving(self) -> tuple[int, ...]:
+        """Positions of the parameters that differ between patients or draws; the others are known numbers."""
+        on = {e.on for e in self.effects}
+        varying = {*self.estimated, *self.random, *(i for i, p in enumerate(self.parameters) if p.name in on)}
+        return tuple(sorted(varying))
+
+    @property
     def estimated_effects(self) -> list[int]:
         """Positions of the effects that are not known."""
         return [j for j, e in enumerate(self.effects) if not e.fixed]

@@ -155,12 +155,12 @@ def _average(layout: Layout, obs: Observations, phi, z, precision) -> _Average:
     nodes = jnp.sqrt(k) * jnp.concatenate([jnp.eye(k), -jnp.eye(k)])
     spread = jnp.linalg.cholesky(jnp.linalg.inv(jnp.moveaxis(precision, -1, 0)))
 
-    def at_node(_, node):
+    def at_node(node):
         place = z + jnp.einsum("skl,l->ks", spread, node)
         terms = patient_terms(layout, obs, of.individual(place), of.residual)
-        return None, (*_standardised(of, terms, place), terms)
+        return *_standardised(of, terms, place), terms
 
-    _, at_nodes = jax.lax.scan(at_node, None, nodes)
+    at_nodes = jax.lax.map(at_node, nodes)
     every = jax.tree.leaves(at_nodes)
     finite = jnp.stack([jnp.isfinite(x).all(tuple(range(1, x.ndim - 1))) for x in every]).all(0)
     share = finite / jnp.maximum(finite.sum(0), 1)
@@ -200,14 +200,17 @@ def patient_terms(
     individual: Float[Array, "parameter subject"],
     residual: Float[Array, "2 assay"],
 ) -> _Terms:
-    """Each patient's log likelihood with its gradient and information in individual and residual parameters."""
+    """Each patient's log likelihood with its gradient and information in individual and residual parameters.
+
+    In parameters that are known numbers both are given as zero: nothing ever moves along them.
+    """
 
     def predict(x):
         return ln_pred(layout, x, obs)
 
-    prediction = predict(individual)
+    prediction, moving = predict(individual), jnp.array(layout.moving, int)
     # A patient's parameters move only that patient's rows, so one tangent serves all patients at once.
-    basis = jnp.eye(individual.shape[0])[:, :, None] * jnp.ones(obs.n_subjects)
+    basis = jnp.eye(individual.shape[0])[moving, :, None] * jnp.ones(obs.n_subjects)
     jacobian = jax.vmap(lambda tangent: jax.jvp(predict, (individual,), (tangent,))[1])(basis)
     score, weight = row_information(prediction, residual, obs)
     n_assays = len(layout.assays)
@@ -221,10 +224,12 @@ def patient_terms(
         tangent = jnp.zeros_like(residual).at[k].set(residual[k])
         return total(jax.jvp(lambda r: log_likelihood(prediction, r, obs), (residual,), (tangent,))[1])
 
+    shape = (n_assays, len(individual), len(individual), obs.n_subjects)
+    of_moving = total((score * jacobian).T), total(jnp.einsum("o,ko,lo->okl", weight, jacobian, jacobian))
     return _Terms(
         log_lik=log_likelihood_by_subject(prediction, residual, obs),
-        score=total((score * jacobian).T),
-        information=total(jnp.einsum("o,ko,lo->okl", weight, jacobian, jacobian)),
+        score=jnp.zeros((shape[0], *shape[2:])).at[:, moving].set(of_moving[0]),
+        information=jnp.zeros(shape).at[:, moving[:, None], moving[None, :]].set(of_moving[1]),
         slope_residual=jnp.stack([by_residual(0), by_residual(1)]),
     )
 

@@ -40,7 +40,8 @@ from carkinetics.observations import Observations
 NEAR = 0.05  # step, in posterior SDs, at which the search for the mode ends
 LEFT = 0.3  # what may be left to the zero of the average slope; beyond it there is another look around
 _STEPS, _LOOKS = 40, 3  # at most
-_PATIENT_ROUNDS = 5  # each halves a patient's distance from its Gaussian, which is small after a move
+START_ROUNDS = (20, 10)  # of EM and of widening: the search for the mode goes on from there
+_PATIENT_ROUNDS = 3  # each halves a patient's distance from its Gaussian, which is small after a move
 _LONGEST = 1.0  # step, in posterior SDs
 _STEEPEST, _STEEPER = 1e100, 10.0  # slopes beyond which a step went over an edge of what can be: any, and growth in SDs
 _CURVED = 1e-8  # cosine of step and change of slope, below which that change tells nothing

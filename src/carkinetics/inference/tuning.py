@@ -19,7 +19,7 @@ from carkinetics.inference.failures import failures
 from carkinetics.inference.gates import convergence
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.importance import Importance
-from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
+from carkinetics.inference.laplace import EM_ROUNDS, WIDENING_ROUNDS, Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
@@ -73,8 +73,8 @@ class _Picture(NamedTuple):
 
 
 # Compiled once per model and shape of data, whichever fit asks.
-_modes = jax.jit(find_modes, static_argnums=0)
-_widened = jax.jit(widen, static_argnums=0)
+_modes = jax.jit(find_modes, static_argnums=0, static_argnames="rounds")
+_widened = jax.jit(widen, static_argnums=0, static_argnames="rounds")
 
 
 @partial(jax.jit, static_argnums=0)
@@ -123,8 +123,8 @@ class Tuner:
         notes = [f"No Gaussian start for patient(s) {names}: they slow the sampler."] if names else []
         return self._tuning(*picture[1:]), notes
 
-    def laplace_start(self, data: Dataset) -> Start:
-        """The start alone.
+    def laplace_start(self, data: Dataset, rounds: tuple[int, int] = (EM_ROUNDS, WIDENING_ROUNDS)) -> Start:
+        """The start alone, after so many rounds of EM and of widening.
 
         Raises
         ------
@@ -132,7 +132,8 @@ class Tuner:
             It is not finite.
         """
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        found = _widened(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True)
+        modes = _modes(self.model, self.obs, phi, z, rounds=rounds[0])
+        found = _widened(self.model, self.obs, *modes, True, rounds=rounds[1])
         if not _finite(found):
             raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
         return found

@@ -39,6 +39,7 @@ _MOST_FACTORS = 5
 _MOST_SHARED = 0.98  # of a patient's variance
 _ROUNDS = 50
 _FLAT = 1e-8  # of the SD of draws: below it they are all the same
+_NOTHING = 1e-10  # length of a further vector of Lanczos' method, of which rounding is left
 
 
 class Carried(NamedTuple):
@@ -70,38 +71,40 @@ def carried(u: Float[np.ndarray, "draw subject"], two_stage: str, nodes: int = N
     if len(loadings):
         variance, mean = np.maximum(u.var(axis=0), np.finfo(float).tiny), u.mean(axis=0)
         rest = mean + (u - mean) * np.sqrt(np.maximum(1 - np.square(loadings).sum(axis=0) / variance, 0.0))
-    pairs = [gauss(column, nodes) for column in rest.T]
-    return Carried(np.stack([x for x, _ in pairs], axis=1), np.log(np.stack([w for _, w in pairs], axis=1)), loadings)
+    base, weight = gauss(rest, nodes)
+    return Carried(base, np.log(weight), loadings)
 
 
-def gauss(x: Float[np.ndarray, " draw"], n: int) -> tuple[Float[np.ndarray, " node"], Float[np.ndarray, " node"]]:
-    """Nodes and weights of the Gauss quadrature of equally weighted draws: their first ``2 n - 1`` moments are exact.
+def gauss(
+    x: Float[np.ndarray, "draw subject"], n: int
+) -> tuple[Float[np.ndarray, "node subject"], Float[np.ndarray, "node subject"]]:
+    """Nodes and weights of each patient's Gauss quadrature of equally weighted draws: exact to degree ``2 n - 1``.
 
     With fewer than ``n`` different draws the nodes are these draws, and what is left of the ``n`` has no weight.
     """
-    mean, sd = float(x.mean()), float(x.std())
-    tiny = np.finfo(float).tiny
-    if sd < _FLAT:
-        return np.full(n, mean), np.array([1.0] + [tiny] * (n - 1))
-    s = (x - mean) / sd
-    # Lanczos: the Jacobi matrix of the measure, with every vector made orthogonal to all before it, twice.
-    basis, alpha, beta = [np.full(len(s), len(s) ** -0.5)], [], []
-    for _ in range(n):
-        v = s * basis[-1]
-        alpha.append(float(v @ basis[-1]))
-        for _ in range(2):
-            before = np.stack(basis)
-            v = v - before.T @ (before @ v)
-        size = float(np.linalg.norm(v))
-        if size < 1e-10 or len(alpha) == n:
+    mean, sd = x.mean(axis=0), x.std(axis=0)
+    s = ((x - mean) / np.where(sd < _FLAT, 1.0, sd)).T
+    # Lanczos: the Jacobi matrices of the measures, with every vector made orthogonal to all before it, twice. Where no
+    # further vector is left, zeros take its place: nodes at the mean, without weight.
+    draws = len(x)
+    basis = np.zeros((len(s), n, draws))
+    basis[:, 0] = draws**-0.5
+    matrix = np.zeros((len(s), n, n))
+    for k in range(n):
+        v = s * basis[:, k]
+        matrix[:, k, k] = (v * basis[:, k]).sum(axis=1)
+        if k == n - 1:
             break
-        beta.append(size)
-        basis.append(v / size)
-    k = len(alpha)
-    values, vectors = np.linalg.eigh(np.diag(alpha) + np.diag(beta[: k - 1], 1) + np.diag(beta[: k - 1], -1))
-    at, weight = np.full(n, mean), np.full(n, tiny)
-    at[:k], weight[:k] = mean + sd * values, np.maximum(vectors[0] ** 2, tiny)
-    return at, weight / weight.sum()
+        before = basis[:, : k + 1]
+        for _ in range(2):
+            v = v - ((before @ v[:, :, None]).swapaxes(1, 2) @ before)[:, 0]
+        size = np.linalg.norm(v, axis=1)
+        left = (size >= _NOTHING) & (basis[:, k].any(axis=1)) & (sd >= _FLAT)
+        basis[:, k + 1] = np.where(left[:, None], v / np.where(left, size, 1.0)[:, None], 0.0)
+        matrix[:, k, k + 1] = matrix[:, k + 1, k] = np.where(left, size, 0.0)
+    values, vectors = np.linalg.eigh(matrix)
+    weight = np.maximum(vectors[:, 0] ** 2, np.finfo(float).tiny)
+    return (mean[:, None] + sd[:, None] * values).T, (weight / weight.sum(axis=1, keepdims=True)).T
 
 
 def common(u: Float[np.ndarray, "draw subject"]) -> Float[np.ndarray, "factor subject"]:

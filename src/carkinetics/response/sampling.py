@@ -36,6 +36,7 @@ CHAINS, WARMUP = 4, 1000  # of NUTS
 _BLOCK = 2**10  # points evaluated at once: one size, so that it compiles once
 _LEARNING = _BLOCK  # points of a round
 _ROUNDS = 3
+_LEARNT = 0.7  # effective share of the points above which a mixture needs no further round
 _FREEDOM = 5
 _STEPS = 200  # of Newton's method, at most
 _LOST = 1e-8  # curvature, of that at the start of the search: below it there is no maximum
@@ -182,7 +183,9 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
 
         target = partial(_target, terms, a)
         for round_ in range(_ROUNDS):
-            proposal = _learnt(proposal, target, seed=seed + round_)
+            proposal, ess = _learnt(proposal, target, seed=seed + round_)
+            if ess > _LEARNT * _LEARNING:
+                break
         if method != "nuts":
             for n in POINTS:
                 x, log_ratio = proposal.points(n, seed + _ROUNDS, target)
@@ -245,8 +248,8 @@ class _Mixture(NamedTuple):
         return x, target(x) - np.asarray(logsumexp(self.log_densities(x), axis=0))
 
 
-def _learnt(proposal: _Mixture, target: Callable, *, seed: int) -> _Mixture:
-    """The mixture moved to where its points have weight."""
+def _learnt(proposal: _Mixture, target: Callable, *, seed: int) -> tuple[_Mixture, float]:
+    """The mixture moved to where its points have weight, and how many effective points it had before."""
     x, log_ratio = proposal.points(_LEARNING, seed, target)
     weight = np.exp(log_ratio - logsumexp(log_ratio))
     log_each = proposal.log_densities(x)
@@ -261,7 +264,7 @@ def _learnt(proposal: _Mixture, target: Callable, *, seed: int) -> _Mixture:
             centres[k] = p @ x
             off = x - centres[k]
             shapes[k] = np.einsum("n,ni,nj->ij", p, off, off) + 1e-10 * np.diag(np.diag(shapes[k]))
-    return _Mixture(centres, shapes, shares / shares.sum())
+    return _Mixture(centres, shapes, shares / shares.sum()), float(1 / np.square(weight).sum())
 
 
 def _weighted(terms: AbstractTerms, x, log_ratio, *, seed: int, draws: int) -> Posterior:
