@@ -6,7 +6,7 @@ import pytest
 import statsmodels.api as sm
 from mpmath import mp, mpf, quad
 from scipy.optimize import minimize
-from scipy.special import expit, log_expit
+from scipy.special import digamma, expit, log_expit, polygamma
 from scipy.stats import norm
 
 import carkinetics as ck
@@ -271,3 +271,30 @@ def test_a_flat_truth_is_called_an_effect_as_often_as_its_level_says():
         row = ck.logistic(observed(x), series(y, "ORR"), seed=k).table().loc["slope"]
         wrong.append(row["LOW"] > 0 or row["HIGH"] < 0)
     assert np.mean(wrong) <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / 400)
+
+
+def test_a_mixture_with_wider_ones_learns_a_long_tail():
+    """If it fails, outcomes with a rare grade have no draws: logs of gamma variates, whose moments are known.
+
+    The density falls slowly to the left and fast to the right, as that of a threshold next to an empty grade.
+    """
+    from carkinetics.response import sampling
+
+    a, d = 0.1, 3
+
+    def target(x):
+        return (a * x - np.exp(x)).sum(axis=1)
+
+    plain = sampling._Mixture(np.full((1, d), np.log(a)), np.eye(d)[None] / a, np.ones(1))  # at the mode
+    alone = sampling._taught(plain, target, seed=1)
+    both = sampling._taught(alone.with_wider_ones(), target, seed=1)
+    effective = []
+    for mixture in (alone, both):
+        x, log_ratio = mixture.points(2**14, 5, target)
+        weight = np.exp(log_ratio - log_ratio.max())
+        weight /= weight.sum()
+        effective.append(1 / np.square(weight).sum())
+    sd = np.sqrt(polygamma(1, a))
+    np.testing.assert_allclose((weight @ x - digamma(a)) / sd, 0.0, atol=0.04)
+    np.testing.assert_allclose(np.sqrt(weight @ np.square(x - weight @ x)) / sd, 1.0, atol=0.06)
+    assert effective[1] > 10 * effective[0]  # 48 times when it was written

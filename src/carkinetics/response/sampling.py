@@ -36,6 +36,7 @@ CHAINS, WARMUP = 4, 1000  # of NUTS
 _BLOCK = 2**10  # points evaluated at once: one size, so that it compiles once
 _LEARNING = _BLOCK  # points of a round
 _ROUNDS = 3
+_WIDER = 3.0  # SDs of a second component, where one is not enough
 _LEARNT = 0.7  # effective share of the points above which a mixture needs no further round
 _FREEDOM = 5
 _STEPS = 200  # of Newton's method, at most
@@ -182,16 +183,14 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
         proposal = _Mixture(centres, covariances, shares)
 
         target = partial(_target, terms, a)
-        for round_ in range(_ROUNDS):
-            proposal, ess = _learnt(proposal, target, seed=seed + round_)
-            if ess > _LEARNT * _LEARNING:
-                break
+        proposal = _taught(proposal, target, seed=seed)
         if method != "nuts":
             for n in POINTS:
                 x, log_ratio = proposal.points(n, seed + _ROUNDS, target)
                 found = _weighted(terms, x, log_ratio, seed=seed, draws=draws)
                 if found.numbers["k"] <= K_MAX and found.numbers["ess"] >= ENOUGH:
                     return found
+                proposal = _taught(proposal.with_wider_ones(), target, seed=seed)
             if method == "importance" or found.numbers["k"] <= K_MAX:
                 return found
         return _nuts(terms, a, proposal, seed=seed, draws=draws)
@@ -234,6 +233,11 @@ class _Mixture(NamedTuple):
         each = [stats.multivariate_t.logpdf(x, m, c, _FREEDOM) for m, c in zip(self.centres, self.shapes, strict=True)]
         return np.stack(each).reshape(len(self.shares), -1) + np.log(self.shares)[:, None]
 
+    def with_wider_ones(self) -> "_Mixture":
+        """Beside each component another one, wider: together they learn a skewed or heavy tail."""
+        centres, shapes = np.concatenate([self.centres] * 2), np.concatenate([self.shapes, _WIDER**2 * self.shapes])
+        return _Mixture(centres, shapes, np.concatenate([self.shares, self.shares]) / 2)
+
     def points(self, n: int, seed: int, target: Callable) -> tuple[np.ndarray, np.ndarray]:
         """Scrambled Sobol points, and log of target over mixture density."""
         d = self.centres.shape[1]
@@ -246,6 +250,15 @@ class _Mixture(NamedTuple):
         roots = np.linalg.cholesky(self.shapes)
         x = self.centres[which] + np.einsum("nij,nj->ni", roots[which], normal)
         return x, target(x) - np.asarray(logsumexp(self.log_densities(x), axis=0))
+
+
+def _taught(proposal: _Mixture, target: Callable, *, seed: int) -> _Mixture:
+    """The mixture after some rounds of learning."""
+    for round_ in range(_ROUNDS):
+        proposal, ess = _learnt(proposal, target, seed=seed + round_)
+        if ess > _LEARNT * _LEARNING:
+            break
+    return proposal
 
 
 def _learnt(proposal: _Mixture, target: Callable, *, seed: int) -> tuple[_Mixture, float]:
