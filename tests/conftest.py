@@ -9,10 +9,6 @@ hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
 
 
-# Methods of inference that must be exact: put through tests/test_exactness.py and tests/test_calibration.py.
-EXACT_METHODS = ("importance", "nuts")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
     """Compiled programs of a finished file are given back: a process can map only so many."""
@@ -22,9 +18,12 @@ def forget_programs():
     jax.clear_caches()
 
 
-@pytest.fixture(scope="session", params=EXACT_METHODS)
+@pytest.fixture(scope="session", params=["importance", pytest.param("nuts", marks=pytest.mark.thorough)])
 def method(request):
-    """One of the methods of :func:`carkinetics.fit` whose draws must be the posterior's."""
+    """A method of :func:`carkinetics.fit` whose draws must be the posterior's.
+
+    They go through tests/test_exactness.py and tests/test_calibration.py; the fast tier has the default one.
+    """
     return request.param
 
 
@@ -41,7 +40,7 @@ def small_settings():
     """Enough iterations to have something to look at, too few to trust."""
     from carkinetics.inference.chains import Settings
 
-    return Settings(pilot=100, warmup=100, draws=100, max_draws=100, target_accept=0.8)
+    return Settings(draws=100, max_draws=100)  # as of `carkinetics fit --max-draws 100`: one program serves both
 
 
 @pytest.fixture(scope="session")
@@ -58,13 +57,11 @@ def small_fit(small_trial, small_settings):
 @pytest.fixture(scope="session")
 def nuts_options(small_trial):
     """What a short fit by NUTS is called with."""
-    from carkinetics.demo import MODEL, read_trial
-    from carkinetics.inference.chains import Settings
-    from carkinetics.model_files import load_model
+    from carkinetics.demo import read_trial
+    from interrupted_fit import METHOD, SETTINGS, small_model
 
-    settings = Settings(pilot=150, warmup=100, draws=100, max_draws=100, target_accept=0.8)
-    what = {"model": load_model(MODEL), "data": read_trial(small_trial), "seed": 3, "method": "nuts"}
-    return what | {"chains": 2, "settings": settings, "progress": False}
+    what = {"model": small_model(), "data": read_trial(small_trial), "seed": 3, "method": METHOD}
+    return what | {"chains": 2, "settings": SETTINGS, "progress": False}
 
 
 @pytest.fixture(scope="session")

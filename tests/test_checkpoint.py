@@ -20,7 +20,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from carkinetics import cli, fitting
-from carkinetics.demo import MODEL, read_trial, virtual_trial
+from carkinetics.demo import read_trial, virtual_trial
 from carkinetics.errors import FitError, FitWarning
 from carkinetics.fitting import fit
 from carkinetics.inference import checkpoint as checkpoints
@@ -28,8 +28,8 @@ from carkinetics.inference import identity, records
 from carkinetics.inference.chains import Settings
 from carkinetics.inference.lock import locked
 from carkinetics.inference.records import Damaged, read_record, write_record
-from carkinetics.model_files import load_model
 from carkinetics.model_parts import Prior
+from interrupted_fit import small_model
 
 SCRIPT = Path(__file__).parent / "interrupted_fit.py"
 
@@ -323,11 +323,11 @@ def _other_data(options):
 
 
 def _other_prior(options):
-    return {"model": load_model(MODEL).with_priors({"cmax": Prior("normal", 9.0, 1.0)})}
+    return {"model": small_model().with_priors({"cmax": Prior("normal", 9.0, 1.0)})}
 
 
 def _fixed(options):
-    return {"model": load_model(MODEL).fix("cmax")}
+    return {"model": small_model().fix("cmax")}
 
 
 @pytest.mark.parametrize(

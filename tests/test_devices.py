@@ -108,6 +108,7 @@ print(json.dumps([sorted(used), theta.shape[0], bool(np.isfinite(theta).all()), 
 """
 
 
+@pytest.mark.thorough
 def test_chains_are_spread_over_forced_host_devices(tmp_path):
     """Two devices that JAX is made to believe in: both are used, by two chains each."""
     environment = os.environ | {
