@@ -18,6 +18,7 @@ import bench_fit
 import carkinetics as ck
 from carkinetics.exposures import exposure
 from carkinetics.fitting import quick_fit
+from carkinetics.layout import make_layout
 from carkinetics.trials import analysis
 from carkinetics.trials.simulation import replicate_seed
 
@@ -115,10 +116,14 @@ def against_many_rounds(name: str, trials: int) -> dict:
         ratio.append(s / sd)
         a, b = (exposure(f, ["auc_0_28"], rules=trial.curves, draws=200)["auc_0_28"].value for f in (quick, usual))
         exposed.append(np.abs(np.log(a / b)))
+    names = make_layout(trial.analysis.model).phi_names
+    worst = {n: [round(float(np.max(o)), 3), round(float(np.exp(np.mean(np.log(r)))), 3)]
+             for n, o, r in zip(names, np.transpose(off), np.transpose(ratio), strict=True)}  # fmt: skip
     return {
         "trials": len(off),
         "distance of means in SDs, median and largest": [round(float(f(off)), 3) for f in (np.median, np.max)],
         "ratio of SDs, smallest and largest": [round(float(f(ratio)), 3) for f in (np.min, np.max)],
+        "by parameter, largest distance and mean ratio": worst,
         "ln AUC0-28 of a patient, 90th and 99th percentile": [
             round(float(np.quantile(exposed, q)), 4) for q in (0.9, 0.99)
         ],

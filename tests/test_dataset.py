@@ -5,8 +5,8 @@
 # pyright: reportOperatorIssue=false, reportGeneralTypeIssues=false, reportIndexIssue=false
 # pyright: reportOptionalMemberAccess=false, reportOptionalSubscript=false
 
-import dataclasses
 import csv
+import dataclasses
 import pickle
 import subprocess
 import sys
