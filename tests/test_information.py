@@ -118,7 +118,9 @@ def test_a_posterior_that_is_the_prior_is_named(small_fit):
     tree = small_fit.tree.copy()
     tree["posterior"] = posterior
     found = identifiability(dataclasses.replace(small_fit, tree=tree)).parameters
-    assert found.index[0] == "beta"
+    typical = [p.name for p in small_fit.model.parameters]
+    # The least contracted comes first; of omega beta twelve patients say nothing either.
+    assert next(name for name in found.index if name in typical) == "beta"
     assert found.loc["beta", "NOTE"] in ("the posterior is the prior", "the prior has a say")
     assert found.loc["cmax", "NOTE"] == ""
 

@@ -32,13 +32,18 @@ def times_of(population):
     return np.array([t for t in TIMES if t <= last])
 
 
+def tier(population):
+    """The fast one has every structure once; stiff ones, which take long to compile, are in the slow one."""
+    if population.structure.stiff:
+        return [pytest.mark.slow]
+    first = next(p for p in POPULATIONS if p.structure is population.structure)
+    return [] if first is population and population.structure.name in STRUCTURES else [pytest.mark.thorough]
+
+
 def those(which):
-    """Populations of such structures; the stiff ones, which take long to compile, in the slow tier."""
-    chosen = [p for p in POPULATIONS if which(p.structure)]
-    return pytest.mark.parametrize(
-        "population",
-        [pytest.param(p, id=p.label, marks=[pytest.mark.slow] if p.structure.stiff else []) for p in chosen],
-    )
+    """Populations of such structures, each in its tier."""
+    chosen = [pytest.param(p, id=p.label, marks=tier(p)) for p in POPULATIONS if which(p.structure)]
+    return pytest.mark.parametrize("population", chosen)
 
 
 each = pytest.mark.parametrize("population", POPULATIONS, ids=[p.label for p in POPULATIONS])

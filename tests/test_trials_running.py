@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ import pytest
 import arms
 import carkinetics as ck
 from carkinetics.trials import running
+from carkinetics.trials.batches import digest
 from carkinetics.trials.characteristics import true_rates
 from carkinetics.trials.files import parse_trial
 from carkinetics.trials.simulation import replicate_seed
@@ -175,6 +177,16 @@ def slowly(found, seed):
     """An analysis that takes long enough to be killed, and says in which process it ran."""
     time.sleep(0.5)
     return {"pid": os.getpid()}
+
+
+def test_a_trial_that_is_sent_again_is_the_one_that_was_sent(trial):
+    """If it fails, a worker compiles everything anew for each batch, until no memory can be mapped any more."""
+    sent = running.Sent(digest(trial), trial)
+    first, second = (pickle.loads(pickle.dumps(sent)) for _ in range(2))
+    assert first.trial is not second.trial
+    assert running._received(first) is running._received(second)
+    other = parse_trial(arms.with_design(arms.BOIN, ("probability = 0.2", "probability = 0.21")))
+    assert running._received(running.Sent(digest(other), other)) is other
 
 
 @pytest.mark.slow

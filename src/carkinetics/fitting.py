@@ -27,6 +27,7 @@ from carkinetics.inference.devices import Lanes, lanes
 from carkinetics.inference.failures import around_divergences
 from carkinetics.inference.gates import convergence, gate_failures
 from carkinetics.inference.identity import identity
+from carkinetics.inference.laplace import EM_ROUNDS, WIDENING_ROUNDS
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.quick import START_ROUNDS, approximate_quickly
 from carkinetics.inference.solver_check import solver_error
@@ -184,7 +185,7 @@ def _approximated(tuner: Tuner, data: Dataset, seed: int, settings: Settings, *,
     """The Gaussian approximation and draws from it; with ``quick``, so many of the quick one."""
     clock = [time.perf_counter()]
     with stage("finding a start", show=show):
-        start = tuner.laplace_start(data, *([START_ROUNDS] if quick else []))
+        start = tuner.laplace_start(data, START_ROUNDS if quick else (EM_ROUNDS, WIDENING_ROUNDS))
     clock.append(time.perf_counter())
     with stage("approximating the posterior", show=show):
         found = (approximate_quickly if quick else approximate)(tuner.model, tuner.obs, start)

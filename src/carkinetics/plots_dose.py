@@ -9,11 +9,10 @@ from carkinetics.errors import ModelError
 from carkinetics.plan import Plan
 from carkinetics.plot_parts import BLUE, GREY, ORANGE
 
-_LABEL = 0.03  # half of a label's height, as a share of the axis
-
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+_LABEL = 0.03  # half of a label's height, as a share of the axis
 
 
 def pareto(plan: Plan) -> "Axes":

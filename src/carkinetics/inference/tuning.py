@@ -19,7 +19,7 @@ from carkinetics.inference.failures import failures
 from carkinetics.inference.gates import convergence
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.importance import Importance
-from carkinetics.inference.laplace import EM_ROUNDS, WIDENING_ROUNDS, Start, find_modes, not_finite, widen
+from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
@@ -123,7 +123,7 @@ class Tuner:
         notes = [f"No Gaussian start for patient(s) {names}: they slow the sampler."] if names else []
         return self._tuning(*picture[1:]), notes
 
-    def laplace_start(self, data: Dataset, rounds: tuple[int, int] = (EM_ROUNDS, WIDENING_ROUNDS)) -> Start:
+    def laplace_start(self, data: Dataset, rounds: tuple[int, int]) -> Start:
         """The start alone, after so many rounds of EM and of widening.
 
         Raises

@@ -2,8 +2,8 @@
 
 Few parameters and a smooth density: draws come from a mixture of multivariate t distributions, one at each mode,
 learnt in a few rounds, and are weighted by what they leave (importance sampling, Pareto-smoothed). They are
-independent, the evidence comes with them, and the same seed gives the same. Where the weights' tail is too heavy, NUTS
-draws in the place of it.
+independent, the evidence comes with them, and the same seed gives the same. Where the weights' tail is too heavy, wider
+components join the mixture; where that is not enough, NUTS draws in the place of it.
 
 References
 ----------
@@ -186,11 +186,12 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
         proposal = _taught(proposal, target, seed=seed)
         if method != "nuts":
             for n in POINTS:
+                if n > POINTS[0]:
+                    proposal = _taught(proposal.with_wider_ones(), target, seed=seed)
                 x, log_ratio = proposal.points(n, seed + _ROUNDS, target)
                 found = _weighted(terms, x, log_ratio, seed=seed, draws=draws)
                 if found.numbers["k"] <= K_MAX and found.numbers["ess"] >= ENOUGH:
                     return found
-                proposal = _taught(proposal.with_wider_ones(), target, seed=seed)
             if method == "importance" or found.numbers["k"] <= K_MAX:
                 return found
         return _nuts(terms, a, proposal, seed=seed, draws=draws)

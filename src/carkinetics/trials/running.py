@@ -5,7 +5,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from carkinetics.inference.progress import counted
 from carkinetics.observations import Fill
 from carkinetics.simulation import refuse_seed
 from carkinetics.trials.analysis import analysed, fill_of, outcome_of
-from carkinetics.trials.batches import Folder, Row
+from carkinetics.trials.batches import Folder, Row, digest
 from carkinetics.trials.characteristics import ManyTrials, true_rates
 from carkinetics.trials.parts import Trial
 from carkinetics.trials.simulation import SimulatedTrial, replicate_seed, simulate_trial
@@ -89,7 +90,7 @@ def simulate_trials(
     found = {} if kept is None else {k: rows for k, b in enumerate(batches) if (rows := kept.finished(k, b))}
     todo = [k for k in range(len(batches)) if k not in found]
     fill = _filled(trial, kept) if analyse == "laplace" and todo else None
-    work = partial(run_batch, trial, seed, analyse, fill)
+    work = partial(run_batch, Sent(digest(trial), trial), seed, analyse, fill)
     done = sum(len(rows) for rows in found.values())
     with counted("trials", n, done, show=progress) as advance:
         for k, rows in _each(work, {k: batches[k] for k in todo}, client, workers):
@@ -118,8 +119,23 @@ def _filled(trial: Trial, kept: Folder | None) -> Fill:
     return made if kept is None else kept.fill(made) or made
 
 
-def run_batch(trial: Trial, seed: int, analyse: str | Analyse, fill: Fill | None, replicates: list[int]) -> list[Row]:
+@dataclass(frozen=True)
+class Sent:
+    """A trial on its way to another process, known by what it says."""
+
+    digest: str
+    trial: Trial = field(compare=False)
+
+
+@lru_cache(maxsize=8)
+def _received(sent: Sent) -> Trial:
+    """The trial as this process got it first: to JAX a model that is sent again is another one, and compiles anew."""
+    return sent.trial
+
+
+def run_batch(sent: Sent, seed: int, analyse: str | Analyse, fill: Fill | None, replicates: list[int]) -> list[Row]:
     """Some replicates, one after the other; plain numbers, with None for what is not."""
+    trial = _received(sent)
     return [{"replicate": r} | _plain(_one(trial, replicate_seed(seed, r), analyse, fill)) for r in replicates]
 
 
