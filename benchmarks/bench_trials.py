@@ -77,10 +77,10 @@ def parts(name: str, trials: int) -> dict:
     }
 
 
-def run(name: str, trials: int, workers: int) -> dict:
+def run(name: str, trials: int, workers: int, folder: str | None = None) -> dict:
     """A run from nothing but what is compiled: by the clock, and what the trials showed."""
     begun = time.perf_counter()
-    found = ck.simulate_trials(ck.load_trial(name), trials, seed=SEED, workers=workers)
+    found = ck.simulate_trials(ck.load_trial(name), trials, seed=SEED, workers=workers, folder=folder)
     wall = time.perf_counter() - begun
     done = int((found.replicates["analysis"] == analysis.DONE).sum())
     print(found)
@@ -137,12 +137,13 @@ if __name__ == "__main__":
     parser.add_argument("--trial", default="nct03754764")
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--folder", help="of run: an empty one, to see how far it is")
     parser.add_argument("--dry", action="store_true", help="print only")
     given = parser.parse_args()
     if given.what == "parts":
         result = parts(given.trial, given.trials)
     elif given.what == "run":
-        result = run(given.trial, given.trials, given.workers)
+        result = run(given.trial, given.trials, given.workers, given.folder)
     else:
         result = against_many_rounds(given.trial, given.trials)
     print(json.dumps(result, indent=1))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import carkinetics as ck
+from carkinetics import fitting
 from carkinetics.demo import read_trial, virtual_trial
 from carkinetics.fitting import quick_fit
 from carkinetics.inference import quick
@@ -48,6 +49,24 @@ def test_individual_parameters_are_the_usual_ones(both):
     first, second = (np.log(f.tree["posterior"]["individual"].sel(parameter="cmax").values[0]) for f in both)
     assert np.abs(first.mean(0) - second.mean(0)).max() < 0.1 * second.std(0).max() + 0.05
     assert first.shape == second.shape == (1000, 20)
+
+
+def test_a_short_start_that_leads_nowhere_is_followed_by_a_long_one(trial, both, monkeypatch):
+    """If it fails, one trial in two hundred has no fit for want of a few rounds."""
+    model, data = trial
+    starts, search = [], fitting.approximate_quickly
+
+    def refuses_once(model, obs, start):
+        starts.append(np.asarray(start.phi))
+        if len(starts) == 1:
+            raise ck.FitError("no Gaussian approximation")
+        return search(model, obs, start)
+
+    monkeypatch.setattr(fitting, "approximate_quickly", refuses_once)
+    again = quick_fit(model, data, seed=1, fill=FILL)
+    assert len(starts) == 2 and np.abs(starts[0] - starts[1]).max() > 0
+    phi, usual = (f.tree["posterior"]["phi"].values[0] for f in (again, both[0]))
+    np.testing.assert_allclose(phi.mean(0), usual.mean(0), atol=0.1 * usual.std(0).max())
 
 
 def test_filled_arrays_say_the_same(trial):

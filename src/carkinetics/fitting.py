@@ -19,7 +19,7 @@ from carkinetics.dataset import Dataset
 from carkinetics.errors import FitError
 from carkinetics.fit_result import Fit
 from carkinetics.fit_tree import build_tree
-from carkinetics.inference.approximation import DRAWS, approximate, draw
+from carkinetics.inference.approximation import DRAWS, Approximation, approximate, draw
 from carkinetics.inference.cache import use_compile_cache
 from carkinetics.inference.chains import Block, Chain, NoStart, Programs, Settings, run_chains
 from carkinetics.inference.checkpoint import Checkpoint, opened
@@ -27,7 +27,7 @@ from carkinetics.inference.devices import Lanes, lanes
 from carkinetics.inference.failures import around_divergences
 from carkinetics.inference.gates import convergence, gate_failures
 from carkinetics.inference.identity import identity
-from carkinetics.inference.laplace import EM_ROUNDS, WIDENING_ROUNDS
+from carkinetics.inference.laplace import EM_ROUNDS, WIDENING_ROUNDS, Start
 from carkinetics.inference.progress import Report, bars, stage
 from carkinetics.inference.quick import START_ROUNDS, approximate_quickly
 from carkinetics.inference.solver_check import solver_error
@@ -47,6 +47,7 @@ CAREFUL_SHRINK = 0.6
 CAREFUL_ATTEMPTS = 3
 RETUNE_RHAT = 1.02  # beyond which chains are tuned again by their own draws, once
 DEFAULT_SETTINGS = Settings()
+_LONG_START = EM_ROUNDS, WIDENING_ROUNDS
 
 
 def fit(  # the main verb: ten arguments, seven of which nobody needs to give
@@ -185,10 +186,10 @@ def _approximated(tuner: Tuner, data: Dataset, seed: int, settings: Settings, *,
     """The Gaussian approximation and draws from it; with ``quick``, so many of the quick one."""
     clock = [time.perf_counter()]
     with stage("finding a start", show=show):
-        start = tuner.laplace_start(data, START_ROUNDS if quick else (EM_ROUNDS, WIDENING_ROUNDS))
+        start = tuner.laplace_start(data, START_ROUNDS if quick else _LONG_START)
     clock.append(time.perf_counter())
     with stage("approximating the posterior", show=show):
-        found = (approximate_quickly if quick else approximate)(tuner.model, tuner.obs, start)
+        found = _quickly(tuner, data, start) if quick else approximate(tuner.model, tuner.obs, start)
         draws = draw(tuner.model, tuner.obs, found.map_, seed, quick or DRAWS)
     clock.append(time.perf_counter())
     quality = {
@@ -200,6 +201,14 @@ def _approximated(tuner: Tuner, data: Dataset, seed: int, settings: Settings, *,
     notes = [f"{names}: the samples narrow nothing that a Gaussian could show; the prior's width."] if names else []
     seconds: dict[str, float] = dict(zip(("start", "approximation"), np.diff(clock).tolist(), strict=True))
     return Run([draws], "laplace", seed, settings, seconds, 0, complete=True, notes=notes, approximation=quality)
+
+
+def _quickly(tuner: Tuner, data: Dataset, start: Start) -> Approximation:
+    """From a short start; where that leads nowhere, from a long one."""
+    try:
+        return approximate_quickly(tuner.model, tuner.obs, start)
+    except FitError:
+        return approximate_quickly(tuner.model, tuner.obs, tuner.laplace_start(data, _LONG_START))
 
 
 def _run(
