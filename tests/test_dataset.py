@@ -254,7 +254,7 @@ def test_warnings_point_at_the_caller(tmp_path):
 def test_ten_thousand_patients_load_in_five_seconds(tmp_path):
     """If it fails, a large table makes its reader wait.
 
-    Five seconds where Python's own csv and float take a third of one, measured beside it: processors differ. It was 8
+    Five seconds where Python's own csv and float take 0.42 s, measured beside it: processors differ. It was 8
     to 9 times as long when this was written.
     """
     rng = np.random.default_rng(1)
@@ -274,7 +274,7 @@ def test_ten_thousand_patients_load_in_five_seconds(tmp_path):
         warnings.simplefilter("ignore")
         data = read_dataset(path, units=UNITS, lloq=10)
     clock.append(time.process_time())
-    assert clock[2] - clock[1] < 15 * (clock[1] - clock[0])
+    assert clock[2] - clock[1] < 12 * (clock[1] - clock[0])
     assert isinstance(data, Dataset)
     assert (data.n_subjects, data.n_obs) == (n, 15 * n) == (n, len(plain))
 

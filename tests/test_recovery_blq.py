@@ -24,7 +24,8 @@ def test_a_hundred_sampled_trials_hold_the_truth():
     off, held = bias_and_cover(rows)
     bias, cover = by_name(np.expm1(off.mean(axis=0))), by_name(held.mean(axis=0))
     assert max(abs(bias[p.name]) for p in LAYOUT.parameters) < 0.15
-    assert all(0.90 <= c <= 1.0 for c in cover.values()), cover
+    assert all(0.90 <= c <= 0.99 for name, c in cover.items() if name != "omega beta"), cover
+    assert cover["omega beta"] >= 0.90  # 1.00: the samples say little of it, and its prior is centred on the truth
     assert 0.94 <= held.mean() <= 0.97  # of 1300
 
 
