@@ -224,9 +224,10 @@ def _per_draw(model: Model, obs: Observations, phi: np.ndarray, z: np.ndarray) -
     """:func:`_of_draw` of every draw, in batches."""
     chains, draws = phi.shape[:2]
     phi, z = phi.reshape(-1, phi.shape[-1]), z.reshape(-1, *z.shape[2:])
-    pad = -len(phi) % _BATCH  # one shape, one compiled program
+    batch = min(_BATCH, len(phi))
+    pad = -len(phi) % batch  # one shape, one compiled program
     phi, z = (np.concatenate([x, np.repeat(x[-1:], pad, 0)]) for x in (phi, z))
-    parts = [_of_draw(model, obs, phi[i : i + _BATCH], z[i : i + _BATCH]) for i in range(0, len(phi), _BATCH)]
+    parts = [_of_draw(model, obs, phi[i : i + batch], z[i : i + batch]) for i in range(0, len(phi), batch)]
     joined = {k: np.concatenate([np.asarray(p[k]) for p in parts])[: chains * draws] for k in parts[0]}
     return {k: v.reshape(chains, draws, *v.shape[1:]) for k, v in joined.items()}
 

@@ -22,6 +22,7 @@ from carkinetics.trajectories import Answer, Question, answered
 Exposures = Float[np.ndarray, " lane"]
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _PEAKED = ("cmax", "tmax", "doubling_time", "fold_expansion")
+_FURTHER = ("t_last", "time_above", "doubling_time", "fold_expansion")
 _PATTERNS = ("auc_<from>_<to>", "c_<day>", "c<day>_cmax", "cmax_per_<COLUMN>")
 
 
@@ -138,10 +139,12 @@ def new_exposures(
         own = np.repeat(np.array(days, float)[:, None], values.shape[1], axis=1)
         horizon = max(m.rules.horizon for m in mine)
         peak = next((m.rules.peak for m in mine if m.peaked), (0.0, horizon))
-        question = Question(tuple(areas), own, peak, horizon, _ln_limit(model, mine))
+        further = any(m.name in _FURTHER for m in mine)
+        question = Question(tuple(areas), own, peak, horizon, _ln_limit(model, mine), further)
         of = next(a for a in model.assays if a.name == mine[0].assay)
         ratio = make_layout(model).ratios[model.assays.index(of)]
-        answer = answered(model.structure, of, values[:, None], x, question, ratio=ratio)
+        refine = max(m.rules.refine for m in mine)
+        answer = answered(model.structure, of, values[:, None], x, question, ratio=ratio, refine=refine)
         answer = jax.tree.map(lambda a: np.asarray(a)[..., 0, :], answer)  # each patient has parameters of his own
         for m in mine:
             found[m] = _metric(m, answer, areas, days, columns)

@@ -343,20 +343,22 @@ def without_units_row(cells: pd.DataFrame, found: Findings) -> pd.DataFrame:
     return cells.loc[~mask]
 
 
+_CODE = re.compile("[+-]?0[0-9]")
+
+
 def parse_numbers(text: Any, decimal: str = ".") -> Float[np.ndarray, " row"]:
     """Numbers where the whole text is one (``1.2E+04``), else NaN (``5,200``, ``1_000``, ``inf``)."""
-    pattern = NUMBER if decimal == "." else NUMBER.replace(r"\.", ",")
-    good = text.str.fullmatch(pattern).to_numpy(dtype=bool)
-    numbers = np.full(len(text), np.nan)
+    pattern = re.compile(NUMBER if decimal == "." else NUMBER.replace(r"\.", ","))
+    where, texts = pd.factorize(text)  # columns repeat what they hold
     # float() of each text is exact to the last bit; pandas' own parser is not.
-    numbers[good] = text[good].str.replace(",", ".").to_numpy(dtype=object).astype(float)
-    return numbers
+    numbers = [float(t.replace(",", ".")) if pattern.fullmatch(t) else np.nan for t in texts]
+    return np.array([*numbers, np.nan])[where]  # what is missing is at -1
 
 
 def number_or_text(column: Any) -> pd.Series:
     """Numbers if every entry that is not empty is one; a code with leading zeros is text."""
     empty = column.eq("")
     numbers = parse_numbers(column)
-    if empty.all() or (np.isnan(numbers) & ~empty).any() or column.str.match("[+-]?0[0-9]").any():
+    if empty.all() or (np.isnan(numbers) & ~empty).any() or any(_CODE.match(t) for t in column.unique()):
         return column
     return pd.Series(numbers, index=column.index)

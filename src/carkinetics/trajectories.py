@@ -52,6 +52,8 @@ class Question:
         End of the curves.
     ln_limit : float
         ln of the level whose last crossing is wanted; -inf for none.
+    further : bool
+        Whether slopes, the lowest level and crossings are wanted too; without, they are NaN, and not computed.
     """
 
     areas: Sequence[tuple[float, float]]
@@ -59,6 +61,7 @@ class Question:
     peak: tuple[float, float]
     horizon: float
     ln_limit: float
+    further: bool = True
 
 
 class Answer(eqx.Module):
@@ -124,6 +127,8 @@ def answered(
     with jax.enable_x64(True):
         x = jax.tree.map(np.asarray, x)
         edges = _edges(structure, x, question, refine)
+        areas, peak = np.reshape(np.array(question.areas, float), (-1, 2)), np.array(question.peak)
+        fixed = areas, peak, question.horizon, question.ln_limit
         found = []
         for begin in range(0, n, min(LANES, n)):
             here = np.minimum(np.arange(begin, begin + min(LANES, n)), n - 1)  # the last ones fill their program up
@@ -131,9 +136,7 @@ def answered(
             cuts, nodes, ln = _solved(structure, assay.output, edges[:, whose[here]], flat[:, here], of)
             ln = ln + np.asarray(ln_offset(assay, of, np.asarray(nodes)))
             ln = ln if ratio < 0 else ln + np.log(flat[ratio, here])
-            days = question.days[:, whose[here]]
-            areas, peak = np.reshape(np.array(question.areas, float), (-1, 2)), np.array(question.peak)
-            found.append(_answer(cuts, ln, days, areas, peak, question.horizon, question.ln_limit))
+            found.append(_answer(question.further, cuts, ln, question.days[:, whose[here]], *fixed))
         whole = jax.tree.map(lambda *parts: np.concatenate(parts, axis=-1)[..., :n], *found)
     return jax.tree.map(lambda a: a.reshape(*a.shape[:-1], values.shape[1], subjects), whole)
 
@@ -180,8 +183,8 @@ def _grid(structure: AbstractStructure, nodes: Float[Array, "node lane"], x: Inp
     return Grid(nodes, nodes, at, added)
 
 
-@jax.jit
-def _answer(cuts, ln, days, areas, peak, horizon, ln_limit) -> Answer:
+@partial(jax.jit, static_argnums=0)
+def _answer(further: bool, cuts, ln, days, areas, peak, horizon, ln_limit) -> Answer:
     """Answers of some curves, from ln of their levels at the nodes."""
     ln = jnp.maximum(ln, _FLOOR)
     begin, length = cuts[:-1], jnp.diff(cuts, axis=0)
@@ -195,8 +198,10 @@ def _answer(cuts, ln, days, areas, peak, horizon, ln_limit) -> Answer:
     each_day = [_level_at(c, cuts, length, day) for day in days]
     none = jnp.zeros((0, cuts.shape[1]))
     ln_peak, peak_day = _maximum(c, begin, length, (middle > peak[0]) & (middle < peak[1]))
-    ln_lowest, rise, fall, last_slope = _around_peak(c, begin, length, (middle > peak[0]) & long, long, peak_day)
-    last_above, above = _crossing(c, begin, length, ln_limit)
+    ln_lowest = rise = fall = last_slope = last_above = above = jnp.full_like(ln_peak, jnp.nan)
+    if further:
+        ln_lowest, rise, fall, last_slope = _around_peak(c, begin, length, (middle > peak[0]) & long, long, peak_day)
+        last_above, above = _crossing(c, begin, length, ln_limit)
     return Answer(
         ln_area=jnp.stack(windows) if windows else none,
         ln_level=jnp.stack(each_day) if each_day else none,

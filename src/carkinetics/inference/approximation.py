@@ -82,7 +82,7 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     """
     layout, first = make_layout(model), _first(model, obs, start)
     n = layout.n_phi
-    nodes = spherical(n)
+    nodes = axes(n, n)
     map_, centre, covariance = first, np.asarray(first.centre), np.asarray(first.scale @ first.scale.T)
     pace, last = 0.5, np.zeros(n)
     for _ in range(ROUNDS):
@@ -109,9 +109,12 @@ def approximate(model: Model, obs: Observations, start: Start) -> Approximation:
     return Approximation(map_, np.asarray(found.decrement), last_move, at_bound(layout, centre), uninformed)
 
 
-def spherical(n: int) -> Float[np.ndarray, "node n"]:
-    """The centre, which has no weight, and the nodes of the spherical cubature rule."""
-    return np.sqrt(n) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
+def axes(n: int, square: float) -> Float[np.ndarray, "node n"]:
+    """The centre and both ends of every axis, at this squared distance.
+
+    At ``n`` they are the nodes of the spherical cubature rule, and the centre has no weight.
+    """
+    return np.sqrt(square) * np.concatenate([np.zeros((1, n)), np.eye(n), -np.eye(n)])
 
 
 def factor_of(covariance: Float[np.ndarray, "phi phi"]) -> Float[np.ndarray, "phi phi"]:
@@ -141,13 +144,23 @@ def _visit(model: Model, obs: Observations, near: Transport, phis: Float[Array, 
 
 
 def place(
-    model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"], *, rounds: int = _PATIENT_ROUNDS
+    model: Model,
+    obs: Observations,
+    near: Transport,
+    phi: Float[Array, " phi"],
+    *,
+    rounds: int = _PATIENT_ROUNDS,
+    ahead: bool = False,
 ) -> Place:
-    """The patients' Gaussians at a population, from the map of one near it, and the slope there."""
+    """The patients' Gaussians at a population, from the map of one near it, and the slope there.
+
+    ``ahead``: the slope is that of where patients would go next; steps themselves stay halves, which settle.
+    """
     layout = make_layout(model)
     z, precision = near.gaussians(layout, phi)
     start = widen(model, obs, phi, z, jnp.array(False), precision=precision, rounds=rounds)
-    return Place(transport(model, obs, start, straighten=False), marginal_slope(model, obs, start), start.decrement)
+    there = start._replace(z=start.z + start.step) if ahead else start
+    return Place(transport(model, obs, start, straighten=False), marginal_slope(model, obs, there), start.decrement)
 
 
 def marginal_slope(model: Model, obs: Observations, start: Start) -> Float[Array, " phi"]:
@@ -190,8 +203,16 @@ def _expected_log_density(of: Population, x, variance) -> Float[Array, ""]:
 def averages(
     nodes: Float[np.ndarray, "node phi"], scale: Float[np.ndarray, "phi phi"], slopes: Float[np.ndarray, "node phi"]
 ) -> tuple[Float[np.ndarray, " phi"], Float[np.ndarray, "phi phi"]]:
-    """Slope and information (minus the curvature) averaged over the Gaussian, from the slopes at its nodes."""
-    n = nodes.shape[1]
+    """Slope and information (minus the curvature) averaged over the Gaussian, from the slopes at its nodes.
+
+    The rule is exact for slopes that are cubic in the nodes' coordinates, whatever the nodes' distance; at a squared
+    distance of 3 also along each axis for those of degree five.
+
+    References
+    ----------
+    Julier SJ, Uhlmann JK, Proc IEEE 2004;92:401-422, doi:10.1109/JPROC.2003.823141.
+    """
+    n, square = nodes.shape[1], float(nodes[1] @ nodes[1])
     ends = slopes[1:].reshape(2, n, n)  # either end of every axis of the Gaussian
     both = np.isfinite(ends).all((0, 2))
     if not both.any():
@@ -200,8 +221,10 @@ def averages(
             "outside what the priors allow, narrow the priors (model.with_priors), or use method='nuts'."
         )
     slope = ends[:, both].mean((0, 1))
+    if square != n:
+        slope = slopes[0] + n / square * (slope - slopes[0])
     # Stein's lemma: E[u slope'] = scale' E[curvature]. An axis that leads out of the finite informs of nothing.
-    moment = np.where(both[:, None], np.sqrt(n) * (ends[1] - ends[0]) / (2 * n), 0.0)
+    moment = np.where(both[:, None], (ends[1] - ends[0]) / (2 * np.sqrt(square)), 0.0)
     information = np.linalg.solve(scale.T, moment)
     return slope, 0.5 * (information + information.T)
 

@@ -52,6 +52,8 @@ class Start(NamedTuple):
         Derivative of the samples' log likelihood in the logs of the residual parameters, averaged likewise.
     decrement : Float[" subject"]
         How far each patient's Gaussian still was from its fixed point, in its own SDs; above 0.5 it was not found.
+    step : Float["random subject"]
+        The whole step of ``z`` that the averages say, not taken.
     """
 
     phi: Float[Array, " phi"]
@@ -60,6 +62,7 @@ class Start(NamedTuple):
     score: Float[Array, "assay parameter subject"]
     slope_residual: Float[Array, "2 assay subject"]
     decrement: Float[Array, " subject"]
+    step: Float[Array, "random subject"]
 
 
 class _Terms(NamedTuple):
@@ -145,8 +148,9 @@ def widen(
     ((phi, z, _), average), _ = jax.lax.scan(one_round, ((phi, z, precision), none), jnp.arange(rounds + 1) == rounds)
     decrement = jnp.sqrt(jnp.einsum("ks,ks->s", average.gradient, _solve(average.precision, average.gradient)))
     decrement = jnp.where(average.somewhere, decrement, jnp.inf)
+    step = _limited(-_solve(average.precision, average.gradient), population(layout, phi, obs.design))
     terms = average.terms
-    return Start(phi, z, terms.information, terms.score, terms.slope_residual, decrement)
+    return Start(phi, z, terms.information, terms.score, terms.slope_residual, decrement, step)
 
 
 def _average(layout: Layout, obs: Observations, phi, z, precision) -> _Average:

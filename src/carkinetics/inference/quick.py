@@ -25,11 +25,11 @@ from carkinetics.inference.approximation import (
     at_bound,
     at_least_the_priors,
     averages,
+    axes,
     bounded,
     factor_of,
     newton_step,
     place,
-    spherical,
 )
 from carkinetics.inference.coordinates import Transport, transport
 from carkinetics.inference.laplace import Start
@@ -37,11 +37,15 @@ from carkinetics.layout import Layout, make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
 
-NEAR = 0.05  # step, in posterior SDs, at which the search for the mode ends
-LEFT = 0.3  # what may be left to the zero of the average slope; beyond it there is another look around
+NEAR = 0.1  # step, in posterior SDs, at which the search for the mode ends
+LEFT = 0.4  # what may be left to the zero of the average slope; beyond it there is another look around
 _STEPS, _LOOKS = 40, 3  # at most
 START_ROUNDS = (20, 10)  # of EM and of widening: the search for the mode goes on from there
-_PATIENT_ROUNDS = 3  # each halves a patient's distance from its Gaussian, which is small after a move
+# Of the nodes around the mode. Nearer ones than those of the spherical rule: patients are taken along a shorter way.
+_SQUARE = 3.0
+# Each halves a patient's distance from its Gaussian; slopes look a step ahead of that. On the way to the mode what is
+# left of one move is in the way of the next; around the mode nothing goes on from where a look was.
+_ON_THE_WAY, _AROUND = 3, 1
 _LONGEST = 1.0  # step, in posterior SDs
 _STEEPEST, _STEEPER = 1e100, 10.0  # slopes beyond which a step went over an edge of what can be: any, and growth in SDs
 _CURVED = 1e-8  # cosine of step and change of slope, below which that change tells nothing
@@ -54,14 +58,14 @@ def _first(model: Model, obs: Observations, start: Start) -> Transport:
 
 @partial(jax.jit, static_argnums=0)
 def _at(model: Model, obs: Observations, near: Transport, phi: Float[Array, " phi"]) -> Place:
-    return place(model, obs, near, phi, rounds=_PATIENT_ROUNDS)
+    return place(model, obs, near, phi, rounds=_ON_THE_WAY, ahead=True)
 
 
 @partial(jax.jit, static_argnums=0)
 def _slopes(
     model: Model, obs: Observations, near: Transport, phis: Float[Array, "node phi"]
 ) -> Float[Array, "node phi"]:
-    return jax.lax.map(lambda phi: place(model, obs, near, phi, rounds=_PATIENT_ROUNDS).slope, phis)
+    return jax.lax.map(lambda phi: place(model, obs, near, phi, rounds=_AROUND, ahead=True).slope, phis)
 
 
 def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approximation:
@@ -75,7 +79,7 @@ def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approx
     layout = make_layout(model)
     first = _first(model, obs, start)
     centre, covariance, at = _mode(model, obs, first)
-    nodes = spherical(layout.n_phi)
+    nodes = axes(layout.n_phi, _SQUARE)
     left, uninformed = np.inf, []
     for _ in range(_LOOKS):
         scale = factor_of(covariance)

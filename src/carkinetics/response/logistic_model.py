@@ -95,7 +95,9 @@ def logistic(
     found += of_binary(patients, y, len(terms.names) - 1, name)
     found += [*after_treatment(patients, options.treated_day), *of_carrying(patients, two_stage)]
     warn(found)
-    arrays, posterior = fitted(terms, patients, {"sign": 2 * y - 1}, two_stage=two_stage, seed=seed)
+    arrays, posterior = fitted(
+        terms, patients, {"sign": 2 * y - 1}, two_stage=two_stage, seed=seed, draws=options.draws
+    )
     return LogisticResponse(terms, patients, arrays, posterior, two_stage, seed, tuple(found))
 
 

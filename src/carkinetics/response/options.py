@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from carkinetics.errors import DataError, FitWarning
+from carkinetics.errors import DataError, FitWarning, ModelError
 from carkinetics.findings import listed
 from carkinetics.response.patients import Patients
+from carkinetics.response.sampling import DRAWS, FEWEST_DRAWS
 from carkinetics.simulation import refuse_seed
 
 
@@ -33,6 +34,8 @@ class ResponseOptions:
         ``tte``, piecewise: days since the infusion on which the hazard changes; by default quartiles of event times.
     cause : int
         ``tte``: the code of the event; patients with another one are censored by it (a cause-specific hazard).
+    draws : int
+        Of the posterior.
     """
 
     missing: str = "refuse"
@@ -42,6 +45,12 @@ class ResponseOptions:
     entry: pd.Series | None = None
     cuts: tuple[float, ...] | None = None
     cause: int = 1
+    draws: int = DRAWS
+
+    def __post_init__(self) -> None:
+        """Refuse draws that are too few to sum up."""
+        if self.draws < FEWEST_DRAWS:
+            raise ModelError(f"options: draws = {self.draws!r} must be {FEWEST_DRAWS} or more.")
 
     def known(self, patients: Patients) -> pd.Series | float | None:
         """The outcome's day, of these patients."""

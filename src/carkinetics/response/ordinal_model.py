@@ -142,7 +142,7 @@ def ordinal(
     found += [*_of_grades(patients, grade, known, name), *of_exposure(patients)]
     found += [*after_treatment(patients, options.treated_day), *of_carrying(patients, two_stage)]
     warn(found)
-    arrays, posterior = fitted(terms, patients, {"grade": grade}, two_stage=two_stage, seed=seed)
+    arrays, posterior = fitted(terms, patients, {"grade": grade}, two_stage=two_stage, seed=seed, draws=options.draws)
     return OrdinalResponse(terms, patients, arrays, posterior, two_stage, seed, tuple(found), known)
 
 

@@ -311,12 +311,12 @@ class AbstractResponse(ABC):
 
 
 def fitted(
-    terms: AbstractTerms, patients: Patients, y: dict[str, np.ndarray], *, two_stage: str, seed: int
+    terms: AbstractTerms, patients: Patients, y: dict[str, np.ndarray], *, two_stage: str, seed: int, draws: int
 ) -> tuple[Arrays, Posterior]:
     """The arrays of these patients, and the posterior."""
     part = carried(patients.u, two_stage)
     arrays = read_by_likelihood(part, patients.z, patients.scale, y)
-    return arrays, sample(terms, arrays, seed=seed)
+    return arrays, sample(terms, arrays, seed=seed, draws=draws)
 
 
 def _faults(n: dict[str, float]) -> tuple[list[str], list[str]]:

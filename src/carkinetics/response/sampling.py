@@ -11,6 +11,7 @@ Cappe O et al., Stat Comput 2008;18:447-459, doi:10.1007/s11222-008-9059-x: lear
 Vehtari A et al., J Mach Learn Res 2024;25(72): smoothing the weights, and k.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -29,8 +30,9 @@ from carkinetics.response.carrying import Carried
 from carkinetics.response.terms import AbstractTerms
 
 DRAWS = 4000
-POINTS = (2**12, 2**15)  # of the mixture: the second where the first do not carry enough
-ENOUGH = 2000  # effective draws
+FEWEST_DRAWS = 1000
+_MORE = 8  # times as many points of the mixture, where the first do not carry enough
+_ENOUGH = 0.5  # effective share of the draws
 K_MAX = 0.7  # shape of the weights' tail beyond which they are not reliable
 CHAINS, WARMUP = 4, 1000  # of NUTS
 _BLOCK = 2**10  # points evaluated at once: one size, so that it compiles once
@@ -185,12 +187,13 @@ def sample(terms: AbstractTerms, a: Arrays, *, seed: int, draws: int = DRAWS, me
         target = partial(_target, terms, a)
         proposal = _taught(proposal, target, seed=seed)
         if method != "nuts":
-            for n in POINTS:
-                if n > POINTS[0]:
+            first = 2 ** math.ceil(math.log2(draws))
+            for n in (first, _MORE * first):
+                if n > first:
                     proposal = _taught(proposal.with_wider_ones(), target, seed=seed)
                 x, log_ratio = proposal.points(n, seed + _ROUNDS, target)
                 found = _weighted(terms, x, log_ratio, seed=seed, draws=draws)
-                if found.numbers["k"] <= K_MAX and found.numbers["ess"] >= ENOUGH:
+                if found.numbers["k"] <= K_MAX and found.numbers["ess"] >= _ENOUGH * draws:
                     return found
             if method == "importance" or found.numbers["k"] <= K_MAX:
                 return found

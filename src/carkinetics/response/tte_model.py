@@ -131,7 +131,9 @@ def tte(
     found += [*few(int(times["EVENT"].sum()), len(terms.names) - len(terms.baseline), name), *of_exposure(patients)]
     found += [*after_treatment(patients, options.treated_day), *of_carrying(patients, two_stage), *pieces(times, cuts)]
     warn(found)
-    arrays, posterior = fitted(terms, patients, arrays_of(times, clock), two_stage=two_stage, seed=seed)
+    arrays, posterior = fitted(
+        terms, patients, arrays_of(times, clock), two_stage=two_stage, seed=seed, draws=options.draws
+    )
     return TteResponse(terms, patients, arrays, posterior, two_stage, seed, tuple(found), clock, times)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,8 @@ from carkinetics.trials.simulation import SimulatedTrial, simulate_trial
 
 DONE = "done"
 PILOTS = 8  # trials whose numbers of samples say how long arrays are filled up
-_ROOM = 1.15  # a trial with so many more samples than the largest pilot has the same program
+_ROOM = 4.0  # SDs of a count by which a trial may have more samples than the largest pilot, and the same program
+_RESPONSE_DRAWS = 1000  # the plan uses some hundred
 _GRAIN = 32
 
 
@@ -114,9 +116,9 @@ def _planned(found: SimulatedTrial, seed: int, fill: Fill | None) -> dict[str, A
     exposed = exposure(fit, [how.toxicity, how.response], assay=how.assay, draws=how.draws, rules=trial.curves)
     # Who cannot be told to have responded counts as one who did not; who has no known toxicity does not count.
     responded = by_id[trial.response.name].fillna(0.0)
-    dropped = ResponseOptions(missing="drop")
-    toxic = logistic(exposed[how.toxicity], by_id[trial.toxicity.name], seed=seed, options=dropped)
-    good = logistic(exposed[how.response], responded, seed=seed)
+    few = ResponseOptions(missing="drop", draws=_RESPONSE_DRAWS)
+    toxic = logistic(exposed[how.toxicity], by_id[trial.toxicity.name], seed=seed, options=few)
+    good = logistic(exposed[how.response], responded, seed=seed, options=replace(few, missing="refuse"))
     column = trial.dose_column if trial.dose_column in [c.column for c in how.model.covariates] else ""
     plan = recommend(
         fit,
@@ -125,7 +127,7 @@ def _planned(found: SimulatedTrial, seed: int, fill: Fill | None) -> dict[str, A
         levels=trial.levels,
         seed=seed,
         dose_column=column,
-        options=DoseOptions(draws=how.population, simulated=how.simulated, per_kg=trial.per_kg),
+        options=DoseOptions(draws=how.population, simulated=how.simulated, per_kg=trial.per_kg, curves=trial.curves),
     )
     known = _said(plan) | {"last_move": float(fit.check().numbers["last_move"])}
     if how.model.covariates:
@@ -163,5 +165,5 @@ def fill_of(trial: Trial) -> Fill:
         largest |= Counter(group_sizes(trial.analysis.model, data))
         times = pd.DataFrame({"subject": data.subject, "time": data.time}).drop_duplicates()
         depth = max(depth, int(times["subject"].value_counts().max()))
-    groups = tuple((*key, -(-int(_ROOM * n) // _GRAIN) * _GRAIN) for key, n in sorted(largest.items()))
+    groups = tuple((*key, -(-int(n + _ROOM * n**0.5) // _GRAIN) * _GRAIN) for key, n in sorted(largest.items()))
     return Fill(groups, depth)

@@ -249,7 +249,7 @@ def _curves(raw: Mapping, where: str) -> CurveRules:
         get_text(named, k, f"{where}: analysis", m) for k, m in (("toxicity", TOXICITY), ("response", RESPONSE))
     ]
     ends = [known_metric(m).end for m in metrics if m]
-    return CurveRules(horizon=max(peak, *ends, 0.0) if ends else peak, peak=(0.0, peak))
+    return CurveRules(horizon=max(peak, *ends, 0.0) if ends else peak, peak=(0.0, peak), refine=1)
 
 
 def _link(table: Mapping, model: Model, here: str) -> Link:
