@@ -39,7 +39,7 @@ from carkinetics.observations import Observations
 
 NEAR = 0.1  # step, in posterior SDs, at which the search for the mode ends
 LEFT = 0.4  # what may be left to the zero of the average slope; beyond it there is another look around
-_STEPS, _LOOKS = 40, 3  # at most
+_STEPS, _LOOKS = 40, 5  # at most
 START_ROUNDS = (20, 10)  # of EM and of widening: the search for the mode goes on from there
 # Of the nodes around the mode. Nearer ones than those of the spherical rule: patients are taken along a shorter way.
 _SQUARE = 3.0
@@ -81,7 +81,7 @@ def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approx
     centre, covariance, at = _mode(model, obs, first)
     nodes = axes(layout.n_phi, _SQUARE)
     left, uninformed = np.inf, []
-    for _ in range(_LOOKS):
+    for look in range(_LOOKS):
         scale = factor_of(covariance)
         slopes = _slopes(model, obs, at.map_, jnp.asarray(centre + nodes @ scale.T))
         slope, information = averages(nodes, scale, np.asarray(slopes))
@@ -90,9 +90,11 @@ def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approx
         step, length = newton_step(layout, centre, slope, information)
         # How the average slope differs from the slope in the middle hardly changes on the way.
         apart = slope - np.asarray(at.slope)
-        centre = bounded(layout, centre + step * min(1.0, _LONGEST / max(length, 1e-12)))
+        pace = 1.0 if look == 0 else 0.5  # whole steps may go to and fro
+        centre = bounded(layout, centre + step * pace * min(1.0, _LONGEST / max(length, 1e-12)))
         at = _at(model, obs, at.map_, jnp.asarray(centre))
         _, left = newton_step(layout, centre, np.asarray(at.slope) + apart, information)
+        left = min(left, length)
         if left < LEFT:
             break
     map_ = eqx.tree_at(lambda m: m.scale, at.map_, jnp.asarray(factor_of(covariance)))
