@@ -5,6 +5,7 @@ process with one thread (NPROC=1); on a machine that others use they say more th
 
     NPROC=1 python benchmarks/bench_trials.py parts --trials 20
     python benchmarks/bench_trials.py run --trials 20 --workers 2
+    python benchmarks/bench_trials.py against --trials 3 --method importance
 """
 
 import argparse
@@ -97,8 +98,8 @@ def run(name: str, trials: int, workers: int, folder: str | None = None) -> dict
     }
 
 
-def against_many_rounds(name: str, trials: int) -> dict:
-    """The quick fit against method="laplace": distances of phi in posterior SDs, ratios of SDs, exposures."""
+def against(name: str, trials: int, method: str) -> dict:
+    """The quick fit against another method: distances of phi in posterior SDs, ratios of SDs, exposures."""
     trial, off, ratio, exposed = ck.load_trial(name), [], [], []
     fill = analysis.fill_of(trial)
     for r in range(trials):
@@ -108,9 +109,9 @@ def against_many_rounds(name: str, trials: int) -> dict:
             continue
         data, model = analysis.kinetic_data(found), trial.analysis.model
         quick = quick_fit(model, data, seed=seed, fill=fill)
-        usual = ck.fit(model, data, seed=seed, method="laplace", infusion_phase=False, progress=False)
+        usual = ck.fit(model, data, seed=seed, method=method, infusion_phase=False, progress=False)
         (m, s), (mean, sd) = (
-            (p.mean(0), p.std(0)) for p in (f.tree["posterior"]["phi"].values[0] for f in (quick, usual))
+            (p.mean(0), p.std(0)) for p in (np.concatenate(f.tree["posterior"]["phi"].values) for f in (quick, usual))
         )
         off.append(np.abs((m - mean) / sd))
         ratio.append(s / sd)
@@ -121,6 +122,7 @@ def against_many_rounds(name: str, trials: int) -> dict:
              for n, o, r in zip(names, np.transpose(off), np.transpose(ratio), strict=True)}  # fmt: skip
     return {
         "trials": len(off),
+        "against": method,
         "distance of means in SDs, median and largest": [round(float(f(off)), 3) for f in (np.median, np.max)],
         "ratio of SDs, smallest and largest": [round(float(f(ratio)), 3) for f in (np.min, np.max)],
         "by parameter, largest distance and mean ratio": worst,
@@ -138,6 +140,7 @@ if __name__ == "__main__":
     parser.add_argument("--trials", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--folder", help="of run: an empty one, to see how far it is")
+    parser.add_argument("--method", default="laplace", choices=("laplace", "importance", "nuts"), help="of against")
     parser.add_argument("--dry", action="store_true", help="print only")
     given = parser.parse_args()
     if given.what == "parts":
@@ -145,7 +148,7 @@ if __name__ == "__main__":
     elif given.what == "run":
         result = run(given.trial, given.trials, given.workers, given.folder)
     else:
-        result = against_many_rounds(given.trial, given.trials)
+        result = against(given.trial, given.trials, given.method)
     print(json.dumps(result, indent=1))
     if not given.dry:
         bench_fit.save(f"trials {given.what}", result)

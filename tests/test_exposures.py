@@ -248,6 +248,16 @@ def test_rules_that_cannot_be_are_refused():
     """If it fails, a peak is looked for where there is no curve."""
     with pytest.raises(ck.ModelError, match="peak"):
         CurveRules(peak=(0.0, 400.0))
+    with pytest.raises(ck.ModelError, match="refine"):
+        CurveRules(refine=0)
+
+
+def test_longer_pieces_are_as_right_as_they_say(rich_fit, found):
+    """If it fails, exposures of simulated trials are those of a grid."""
+    coarse = exposure(rich_fit, ["auc_0_28", "cmax"], draws=200, rules=CurveRules(refine=1))
+    off = np.abs(coarse["auc_0_28"].draws / found["auc_0_28"].draws - 1)
+    assert 0 < off.max() < 1e-4
+    np.testing.assert_allclose(coarse["cmax"].draws, found["cmax"].draws, rtol=1e-6)
 
 
 def test_side_by_side(rich_fit, found):

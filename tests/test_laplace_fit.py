@@ -22,7 +22,7 @@ from carkinetics.fit_file import load_fit
 from carkinetics.fit_result import Fit
 from carkinetics.fitting import fit
 from carkinetics.inference import approximation
-from carkinetics.inference.approximation import factor_of
+from carkinetics.inference.approximation import averages, axes, factor_of
 from carkinetics.inference.coordinates import transport
 from carkinetics.inference.laplace import OMEGA_BOUNDS, find_modes, widen
 from carkinetics.inference.tuning import Tuner
@@ -290,9 +290,9 @@ def test_it_is_labelled_wherever_it_is_shown(quick, tmp_path):
     pd.testing.assert_frame_equal(found, quick.parameters())
     titles = [plots.individuals(quick, n=2), plots.posteriors(quick)]
     titles.append(plots.observed_predicted(gof(quick), label=quick.label))
-    for axes in titles:
-        assert "Laplace approximation" in axes[0].figure.get_supxlabel()
-        matplotlib.pyplot.close(axes[0].figure)
+    for drawn in titles:
+        assert "Laplace approximation" in drawn[0].figure.get_supxlabel()
+        matplotlib.pyplot.close(drawn[0].figure)
 
 
 def test_a_sampled_fit_is_not_labelled(small_fit):
@@ -369,3 +369,28 @@ def test_a_covariance_that_is_none_is_a_fit_error():
     with pytest.raises(FitError, match="do not tell some parameters apart"):
         factor_of(np.array([[1.0, 2.0], [2.0, 1.0]]))
     np.testing.assert_array_equal(factor_of(np.eye(2)), np.eye(2))
+
+
+@pytest.mark.parametrize("square", [5.0, 3.0])
+def test_averages_are_those_of_quadrature(square):
+    """Quadratic slopes in five dimensions, by a product of Gauss-Hermite rules; nearer nodes, cubic along every axis.
+
+    If it fails, a Gaussian is as wide as its nodes are far.
+    """
+    n, random = 5, np.random.default_rng(3)
+    a, b, c = (random.standard_normal((n,) * k) for k in (1, 2, 3))
+    cubic = np.diag(random.standard_normal(n)) * (square == 3.0)
+    scale = np.linalg.cholesky(np.eye(n) + 0.3 * np.ones((n, n)))
+
+    def slopes(u):  # of standardised coordinates
+        return a + u @ b.T + np.einsum("ijk,mj,mk->mi", c, u, u) + u**3 @ cubic.T
+
+    nodes = axes(n, square)
+    slope, information = averages(nodes, scale, slopes(nodes))
+    x, w = np.polynomial.hermite_e.hermegauss(4)
+    u = np.stack(np.meshgrid(*[x] * n, indexing="ij"), -1).reshape(-1, n)
+    weight = np.prod(np.stack(np.meshgrid(*[w] * n, indexing="ij"), -1).reshape(-1, n), axis=1)
+    weight /= weight.sum()
+    np.testing.assert_allclose(slope, weight @ slopes(u), rtol=1e-10)
+    expected = -np.linalg.solve(scale.T, np.einsum("m,mi,mj->ij", weight, u, slopes(u)))
+    np.testing.assert_allclose(information, 0.5 * (expected + expected.T), rtol=1e-9, atol=1e-12)

@@ -229,6 +229,20 @@ def test_what_cannot_be_used_is_refused_by_name(change, said):
         ck.logistic(given.pop("metric"), given.pop("outcome"), **given)
 
 
+def test_fewer_draws_are_of_the_same_posterior():
+    """If it fails, the responses of simulated trials are others than those of a real one."""
+    x, y = responders(60, 1.5, 4)
+    few, many = (
+        ck.logistic(observed(x), series(y, "ORR"), seed=1, options=ck.ResponseOptions(draws=n)) for n in (1000, 4000)
+    )
+    assert len(few.draws) == 1000 and few.check().numbers["ess"] > 500
+    sd = many.draws.std()
+    assert (np.abs(few.draws.mean() - many.draws.mean()) / sd).max() < 0.1
+    assert np.abs(np.log(few.draws.std() / sd)).max() < 0.1
+    with pytest.raises(ck.ModelError, match="draws"):
+        ck.ResponseOptions(draws=100)
+
+
 def test_patients_that_are_left_out_are_counted():
     """If it fails, a missing outcome changes the denominator and nobody knows."""
     x, y = responders(30, 1.0, 1)

@@ -1,6 +1,7 @@
 """Areas, maxima, crossings and slopes of whole curves, against an adaptive solver, SciPy and closed forms."""
 
 import math
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -247,3 +248,13 @@ def test_many_curves_are_those_of_each():
                 together,
                 found,
             )
+
+
+def test_what_is_not_asked_for_is_not_computed_and_changes_nothing():
+    """If it fails, an area depends on who asked for slopes, or a slope that nobody computed is a number."""
+    asked = question(limit=None, days=(3.0, 28.0))
+    full, plain = of_stein(asked), of_stein(replace(asked, further=False))
+    for name in ("ln_area", "ln_level", "ln_peak", "peak_day", "ln_end", "ln_total", "late_slope"):
+        np.testing.assert_allclose(getattr(plain, name), getattr(full, name), rtol=1e-14)
+    for name in ("ln_lowest", "steepest_rise", "steepest_fall", "last_slope", "last_above", "above"):
+        assert np.isnan(getattr(plain, name)) and np.isfinite(getattr(full, name))

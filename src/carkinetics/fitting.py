@@ -6,6 +6,7 @@ Data-driven start -> Laplace start -> coordinates -> chains in blocks until the 
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 
 from carkinetics.dataset import Dataset
 from carkinetics.errors import FitError
-from carkinetics.fit_result import Fit
+from carkinetics.fit_result import MOVE_FAILED, Fit
 from carkinetics.fit_tree import build_tree
 from carkinetics.inference.approximation import DRAWS, Approximation, approximate, draw
 from carkinetics.inference.cache import use_compile_cache
@@ -205,10 +206,17 @@ def _approximated(tuner: Tuner, data: Dataset, seed: int, settings: Settings, *,
 
 def _quickly(tuner: Tuner, data: Dataset, start: Start) -> Approximation:
     """From a short start; where that leads nowhere, from a long one."""
+    found: list[Approximation] = []
+    with suppress(FitError):
+        found.append(approximate_quickly(tuner.model, tuner.obs, start))
+    if found and found[0].last_move <= MOVE_FAILED:
+        return found[0]
     try:
-        return approximate_quickly(tuner.model, tuner.obs, start)
+        found.append(approximate_quickly(tuner.model, tuner.obs, tuner.laplace_start(data, _LONG_START)))
     except FitError:
-        return approximate_quickly(tuner.model, tuner.obs, tuner.laplace_start(data, _LONG_START))
+        if not found:
+            raise
+    return min(found, key=lambda f: f.last_move)
 
 
 def _run(

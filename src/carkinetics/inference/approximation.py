@@ -205,8 +205,8 @@ def averages(
 ) -> tuple[Float[np.ndarray, " phi"], Float[np.ndarray, "phi phi"]]:
     """Slope and information (minus the curvature) averaged over the Gaussian, from the slopes at its nodes.
 
-    The rule is exact for slopes that are cubic in the nodes' coordinates, whatever the nodes' distance; at a squared
-    distance of 3 also along each axis for those of degree five.
+    Exact for slopes that are quadratic in the nodes' coordinates, whatever the nodes' distance; at a squared distance
+    of 3 also for their cubic terms along every axis.
 
     References
     ----------
