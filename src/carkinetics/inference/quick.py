@@ -2,8 +2,8 @@
 
 First the mode of the population's marginal posterior, by a quasi-Newton search whose slope is Fisher's at one place;
 then slopes are looked at all around it, once, for the covariance and for where the average slope is zero.
-:func:`~carkinetics.inference.approximation.approximate` looks around in 10 to 40 rounds, and further away. How far the two
-are apart, and from the exact posterior, is measured by ``benchmarks/bench_trials.py against`` (docs/trials.md).
+:func:`~carkinetics.inference.approximation.approximate` looks around in 10 to 40 rounds, and further away. How far both
+are apart, and are from the exact posterior, is measured by ``benchmarks/bench_trials.py against`` (docs/trials.md).
 
 References
 ----------
