@@ -16,7 +16,7 @@ OMEGA, PRIOR_SD, OMEGA_SCALE, SIGMA, SIGMA_SCALE = 0.35, 0.3, 0.3, 0.4, 0.2
 VARYING: dict[str, dict[str, float]] = {
     "antigen_expansion": {"alpha": OMEGA, "conv": OMEGA, "u0": OMEGA},
     "car_binding": {"kexp": 0.15, "kel_m": OMEGA, "kkill": 0.2},
-    "cartmath": {"rho": 0.2, "eps": 0.2, "phi": 0.2},
+    "cartmath": {"rho": 0.05, "eps": 0.2, "phi": 0.05},  # with more, some patients' cells grow for ever
     "competition": {"volume": OMEGA, "b0": 0.2, "gamma": 0.2},
     "cytokine_release": {"rho": 0.15, "alpha": OMEGA, "b0": OMEGA},
     "cytokines": {"d_m": 0.2, "k_bc": OMEGA, "k_in": OMEGA},

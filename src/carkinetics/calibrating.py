@@ -15,7 +15,7 @@ from scipy import stats
 from carkinetics.cohort import Cohort
 from carkinetics.dataset import Dataset, read_dataset
 from carkinetics.density import ln_pred, log_likelihood
-from carkinetics.errors import FitError, ModelError
+from carkinetics.errors import DataError, FitError, ModelError
 from carkinetics.fit_result import Fit
 from carkinetics.fitting import fit, quick_fit
 from carkinetics.inference.chains import Settings
@@ -49,7 +49,8 @@ class Calibration:
     draws : int
         Among which each truth was ranked.
     status : Series
-        Of every fit; ``error`` where it raised, and then it has no ranks.
+        Of every fit; ``error`` where it raised, ``refused`` where the table held what cannot be: neither has ranks.
+        That is a choice by the data alone, which keeps ranks uniform; many of them are priors that draw no real trials.
     method : str
     label : str
         The model's name.
@@ -165,11 +166,11 @@ def sbc(
         trial = _trial(model, design, _of(seed, k), below)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd trials are part of the prior
-            data = read_dataset(trial.table, units={"TIME": "day", "DV": {a.name: a.unit for a in model.assays}})
             try:
+                data = read_dataset(trial.table, units={"TIME": "day", "DV": {a.name: a.unit for a in model.assays}})
                 result = _fitted(model, data, _of(seed, k), method, settings)
-            except FitError:
-                status[k] = "error"
+            except (DataError, FitError) as error:
+                status[k] = "refused" if isinstance(error, DataError) else "error"
                 continue
         status[k] = str(result.check().status)
         found[k], draws = _ranked(result, trial)
