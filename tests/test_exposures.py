@@ -256,7 +256,7 @@ def test_longer_pieces_are_as_right_as_they_say(rich_fit, found):
     """If it fails, exposures of simulated trials are those of a grid."""
     coarse = exposure(rich_fit, ["auc_0_28", "cmax"], draws=200, rules=CurveRules(refine=1))
     off = np.abs(coarse["auc_0_28"].draws / found["auc_0_28"].draws - 1)
-    assert 0 < off.max() < 1e-4
+    assert 0 < off.max() < 1e-3 and np.median(off) < 1e-6
     np.testing.assert_allclose(coarse["cmax"].draws, found["cmax"].draws, rtol=1e-6)
 
 

@@ -41,7 +41,7 @@ class CurveRules:
     limit : float, optional
         Level above which cells persist, in the assay's unit; the assay's lower limit of quantification by default.
     refine : int
-        Divides the pieces that curves are solved in. Areas are right to 1e-6 with 2; with 1 to 1e-4, in half the time.
+        Divides the pieces that curves are solved in. With 2 most areas are right to 1e-6; with 1 to 1e-3, in less time.
     """
 
     horizon: float = 365.0
