@@ -190,6 +190,17 @@ def test_a_trial_that_is_sent_again_is_the_one_that_was_sent(trial):
 
 
 @pytest.mark.slow
+def test_workers_keep_memory_and_are_not_profiled():
+    """If it fails, a run takes a quarter longer than it says."""
+    pytest.importorskip("distributed")
+    config = pytest.importorskip("dask.config")
+    with running._cluster(None, 1) as at:
+        assert at.run(config.get, "distributed.worker.profile.enabled") == dict.fromkeys(at.nthreads(), False)
+        kept = at.run(os.environ.get, "MALLOC_TRIM_THRESHOLD_")
+        assert set(kept.values()) == {running.KEPT["MALLOC_TRIM_THRESHOLD_"]}
+
+
+@pytest.mark.slow
 def test_a_killed_worker_loses_nothing(trial, twelve, tmp_path):
     """If it fails, a process that dies takes finished trials with it, or the run ends."""
     distributed = pytest.importorskip("distributed")
