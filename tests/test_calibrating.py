@@ -119,7 +119,6 @@ def test_every_structure_has_stored_ranks_or_a_reason():
 
 
 NOT_YET = {
-    "antigen_expansion",
     "car_binding",
     "cartmath",
     "competition",
@@ -130,11 +129,9 @@ NOT_YET = {
     "phenotype_ladder",
     "phenotype_ladder_cd4_cd8",
     "predator_prey",
-    "saturable_growth",
     "sites_exchange",
-    "target_driven",
     "tumour_escape",
-}  # `python benchmarks/bench_sbc.py --structure NAME` makes what is missing; an ODE takes half an hour
+}  # `python benchmarks/bench_sbc.py --structure NAME --method quick` makes what is missing: 5 to 20 minutes each
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
