@@ -121,7 +121,6 @@ def test_every_structure_has_stored_ranks_or_a_reason():
 NOT_YET = {
     "car_binding",
     "cartmath",
-    "competition",
     "cytokine_release",
     "cytokines",
     "effector_memory_antigen",
