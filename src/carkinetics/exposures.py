@@ -26,6 +26,11 @@ METRICS = ("cmax", "tmax", "auc_0_28", "auc_0_90", "t_last")
 DRAWS = 1000  # of the posterior, spread evenly over the chains
 _SHOWN = ("auc_<from>_<to>", "c_<day>", "c<day>_cmax", "cmax_per_<COLUMN>")
 _LN2 = math.log(2.0)
+# What needs slopes, the lowest level or crossings of a limit; areas, levels and peaks do not.
+FURTHER = (
+    "auc_inf", "t_last", "time_above", "doubling_time", "fold_expansion", "contraction_half_life",
+    "persistence_half_life",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -161,7 +166,7 @@ def exposure(
     own = np.concatenate([np.repeat(np.array(days)[:, None], len(known.last), axis=1), known.measured[None]])
     own = np.where(own > rules.horizon, np.nan, own)
     ln_limit = math.log(_limit(chosen, rules)) if need_limit else -math.inf
-    further = not all(r.made in _PLAIN for r in recipes.values())
+    further = any(name in FURTHER for name in wanted)
     question = Question(tuple(windows), own, rules.peak, rules.horizon, ln_limit, further)
     answer = _answer(fit, chosen, x, question, draws, rules.refine)
     found = {}
@@ -369,8 +374,6 @@ def _persistence(answer, known, at, recipe, horizon):
     return _Found(_LN2 / slope, "day", (horizon / 2, horizon), _everywhere(known, horizon), why_none=why)
 
 
-# What needs no slope, no lowest level and no crossing of a limit.
-_PLAIN = (_area, _level, _ratio, _last_level, _cmax, _tmax, _per)
 _RECIPES: dict[str, Any] = {
     "cmax": _Recipe(_cmax),
     "tmax": _Recipe(_tmax),

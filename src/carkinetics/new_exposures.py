@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from carkinetics.errors import ModelError
-from carkinetics.exposures import RULES, CurveRules
+from carkinetics.exposures import FURTHER, RULES, CurveRules
 from carkinetics.findings import listed
 from carkinetics.layout import make_layout
 from carkinetics.metric import Metric
@@ -22,7 +22,6 @@ from carkinetics.trajectories import Answer, Question, answered
 Exposures = Float[np.ndarray, " lane"]
 _NUMBER = r"(\d+(?:\.\d+)?)"
 _PEAKED = ("cmax", "tmax", "doubling_time", "fold_expansion")
-_FURTHER = ("t_last", "time_above", "doubling_time", "fold_expansion")
 _PATTERNS = ("auc_<from>_<to>", "c_<day>", "c<day>_cmax", "cmax_per_<COLUMN>")
 
 
@@ -139,7 +138,7 @@ def new_exposures(
         own = np.repeat(np.array(days, float)[:, None], values.shape[1], axis=1)
         horizon = max(m.rules.horizon for m in mine)
         peak = next((m.rules.peak for m in mine if m.peaked), (0.0, horizon))
-        further = any(m.name in _FURTHER for m in mine)
+        further = any(m.name in FURTHER for m in mine)
         question = Question(tuple(areas), own, peak, horizon, _ln_limit(model, mine), further)
         of = next(a for a in model.assays if a.name == mine[0].assay)
         ratio = make_layout(model).ratios[model.assays.index(of)]

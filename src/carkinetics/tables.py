@@ -33,6 +33,7 @@ LABELS = ("VISIT", "NOMINAL")  # read where they are there; for the review, not 
 RESERVED = ("LINE", "USED")
 MISSING = ("", ".", "NA")
 UNITS_ROW = ("d", "day", "days", "h", "hr", "hour", "hours", "week", "weeks", "min", "minutes")
+_CODE = re.compile("[+-]?0[0-9]")  # a number with leading zeros names something
 MAX_COLUMNS = 10_000
 MAX_BYTES = 2**29
 MAGIC = {
@@ -341,9 +342,6 @@ def without_units_row(cells: pd.DataFrame, found: Findings) -> pd.DataFrame:
     mask = np.arange(len(cells)) < int(plain.isin(UNITS_ROW).sum())
     found.error(mask, "TIME", "not numeric, got {got}: looks like a units row", "Delete it and pass units=.")
     return cells.loc[~mask]
-
-
-_CODE = re.compile("[+-]?0[0-9]")
 
 
 def parse_numbers(text: Any, decimal: str = ".") -> Float[np.ndarray, " row"]:

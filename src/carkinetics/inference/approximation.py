@@ -221,7 +221,7 @@ def averages(
             "outside what the priors allow, narrow the priors (model.with_priors), or use method='nuts'."
         )
     slope = ends[:, both].mean((0, 1))
-    if square != n:
+    if square != n:  # the centre, which may be not finite, has no weight at n
         slope = slopes[0] + n / square * (slope - slopes[0])
     # Stein's lemma: E[u slope'] = scale' E[curvature]. An axis that leads out of the finite informs of nothing.
     moment = np.where(both[:, None], (ends[1] - ends[0]) / (2 * np.sqrt(square)), 0.0)
