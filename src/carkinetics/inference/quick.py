@@ -80,8 +80,8 @@ def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approx
     first = _first(model, obs, start)
     centre, covariance, at = _mode(model, obs, first)
     nodes = axes(layout.n_phi, _SQUARE)
-    left, uninformed = np.inf, []
-    for look in range(_LOOKS):
+    left, pace, uninformed = np.inf, 1.0, []
+    for _ in range(_LOOKS):
         scale = factor_of(covariance)
         slopes = _slopes(model, obs, at.map_, jnp.asarray(centre + nodes @ scale.T))
         slope, information = averages(nodes, scale, np.asarray(slopes))
@@ -90,11 +90,13 @@ def approximate_quickly(model: Model, obs: Observations, start: Start) -> Approx
         step, length = newton_step(layout, centre, slope, information)
         # How the average slope differs from the slope in the middle hardly changes on the way.
         apart = slope - np.asarray(at.slope)
-        pace = 1.0 if look == 0 else 0.5  # whole steps may go to and fro
-        centre = bounded(layout, centre + step * pace * min(1.0, _LONGEST / max(length, 1e-12)))
-        at = _at(model, obs, at.map_, jnp.asarray(centre))
-        _, left = newton_step(layout, centre, np.asarray(at.slope) + apart, information)
-        left = min(left, length)
+        there = bounded(layout, centre + step * pace * min(1.0, _LONGEST / max(length, 1e-12)))
+        found = _at(model, obs, at.map_, jnp.asarray(there))
+        _, left = newton_step(layout, there, np.asarray(found.slope) + apart, information)
+        if left < length:
+            centre, at = there, found
+        else:  # over what was looked for: stay, and go less far
+            left, pace = length, pace / 2
         if left < LEFT:
             break
     map_ = eqx.tree_at(lambda m: m.scale, at.map_, jnp.asarray(factor_of(covariance)))
