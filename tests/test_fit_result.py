@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from scipy.stats import lognorm, norm
 
 from carkinetics.fit_result import Fit, population_draws
 from carkinetics.fit_tree import _replicates
@@ -120,8 +121,6 @@ def test_tree_has_the_contracts_groups_names_and_dimensions(small_fit):
 
 def test_log_likelihood_group_by_hand(small_fit):
     """The pointwise log likelihood is scipy's, in the dataset's order of rows."""
-    from scipy.stats import lognorm, norm
-
     data, tree = small_fit.data, small_fit.tree
     draw = {"chain": 0, "draw": 50}
     ipred = tree["posterior"]["ipred"].isel(**draw).values.astype(float)
@@ -157,11 +156,29 @@ def test_the_patient_about_whom_chains_disagree_is_named(small_fit):
     tree.attrs = dict(small_fit.tree.attrs)
     eta = tree["posterior"]["eta"].values
     eta[0, :, 3, 2] += 10 * eta[:, :, 3, 2].std()
-    tree["posterior"]["omega"].values[0] *= 3
     check = Fit(model=small_fit.model, data=small_fit.data, tree=tree).check()
     name = small_fit.model.parameters[2].name
     assert check.status == "failed"
     assert f"The chains disagree most about patient {small_fit.data.subjects[3]} ({name}, R-hat " in str(check)
+
+
+@pytest.mark.parametrize(("patient", "population", "named"), [(0.5, 0.42, True), (0.42, 0.5, False)])
+def test_a_patient_is_named_who_disagrees_a_little_but_more_than_the_population(small_fit, patient, population, named):
+    """If it fails, chains that barely disagree leave the reader without a place to look at, or with a wrong one."""
+    tree = small_fit.tree.copy(deep=True)
+    tree.attrs = dict(small_fit.tree.attrs)
+    posterior = tree["posterior"]
+    n = posterior.sizes["draw"] // 2
+    half = norm.ppf((np.random.default_rng(4).permutation(n) + 0.5) / n)
+    same = 1 + 0.1 * np.tile(half, 2)  # in every half of every chain: R-hat is less than 1 until a chain is moved
+    for name in ("phi", "eta"):
+        values = posterior[name].values
+        values[:] = same.reshape(1, -1, *[1] * (values.ndim - 2))
+    posterior["eta"].values[0, :, 3, 2] += 0.1 * patient
+    posterior["phi"].values[0, :, 1] += 0.1 * population
+    check = Fit(model=small_fit.model, data=small_fit.data, tree=tree).check()
+    assert 1.01 < check.numbers["rhat"] < 1.05
+    assert (f"disagree most about patient {small_fit.data.subjects[3]} (" in str(check)) == named
 
 
 def test_replicates_of_a_heavy_tail_are_numbers(small_fit):

@@ -157,7 +157,7 @@ class Fit:
             {
                 "rhat": float(rhat.max()),
                 "worst_rhat": names[int(rhat.argmax())],
-                "disagreed": self._disagreed() if rhat.max() > RHAT_MAX else "",
+                "disagreed": self._disagreed(rhat.max()) if rhat.max() > RHAT_MAX else "",
                 "ess_bulk": float(bulk.min()),
                 "worst_ess": names[int(bulk.argmin())],
                 "ess_tail": float(tail.min()),
@@ -168,13 +168,13 @@ class Fit:
             | self._solver()
         )
 
-    def _disagreed(self) -> str:
-        """The patients and parameters with the largest R-hat, in words."""
+    def _disagreed(self, population: float) -> str:
+        """The patients and parameters with the largest R-hat, in words: large, or beyond the population's."""
         random = [p.name for p in self.model.parameters if p.iiv]
         eta = self.tree["posterior"].to_dataset()["eta"].sel(parameter=random)
         eta = eta.transpose("chain", "draw", "subject", "parameter")
         rhat, _, _ = convergence(eta.values.reshape(*eta.shape[:2], -1).astype(float))
-        order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > RHAT_FAILED]
+        order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > min(RHAT_FAILED, population)]
         worst: dict[str, str] = {}  # by patient
         for k in order:
             subject, parameter = divmod(int(k), eta.shape[3])
