@@ -1,21 +1,49 @@
 """Shapes and types of every annotated function are checked while the tests run, and only then."""
 
 import os
+from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
+
+# Most programs are compiled for one test and run for milliseconds: to optimise them costs more than it gains.
+_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY}".strip()
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
 
 
+_MAPS = 30_000  # half of what Linux lets a process map
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forget_programs():
-    """Compiled programs of a finished file are given back: a process can map only so many."""
+    """Compiled programs are given back after a file when they are many: a process can map only so many."""
     import jax
 
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > _MAPS:
+        jax.clear_caches()
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """Makes a fit, or reads it: the first process of a run that asks for it makes it, the others read its file."""
+    import carkinetics as ck
+
+    own = tmp_path_factory.getbasetemp()
+    folder = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def made_once(name, make):
+        kept = folder / f"{name}.nc"
+        if not kept.exists():
+            make().save(kept)
+        return ck.load_fit(kept)
+
+    return made_once
 
 
 @pytest.fixture(scope="session", params=["importance", pytest.param("nuts", marks=pytest.mark.thorough)])
@@ -44,14 +72,15 @@ def small_settings():
 
 
 @pytest.fixture(scope="session")
-def small_fit(small_trial, small_settings):
+def small_fit(small_trial, small_settings, once):
     """A short fit of the small trial."""
     from carkinetics.demo import read_trial
     from carkinetics.fitting import fit
     from carkinetics.model_files import load_model
 
     model = load_model("stein_2019_tisagenlecleucel")
-    return fit(model, read_trial(small_trial), seed=3, chains=2, settings=small_settings, progress=False)
+    data = read_trial(small_trial)
+    return once("small", lambda: fit(model, data, seed=3, chains=2, settings=small_settings, progress=False))
 
 
 @pytest.fixture(scope="session")
@@ -65,11 +94,11 @@ def nuts_options(small_trial):
 
 
 @pytest.fixture(scope="session")
-def small_nuts(nuts_options):
+def small_nuts(nuts_options, once):
     """A short fit of the small trial by NUTS."""
     from carkinetics.fitting import fit
 
-    return fit(**nuts_options)
+    return once("nuts", lambda: fit(**nuts_options))
 
 
 @pytest.fixture(scope="session")
@@ -92,11 +121,8 @@ def rich_trial():
 
 
 @pytest.fixture(scope="session")
-def rich_fit(rich_trial, tmp_path_factory):
-    """A Laplace approximation with covariates, two correlated effects, two classes and a Student-t residual.
-
-    The first process that asks for it makes it; the others of the same run read its file.
-    """
+def rich_fit(rich_trial, once):
+    """A Laplace approximation with covariates, two correlated effects, two classes and a Student-t residual."""
     import dataclasses
 
     import carkinetics as ck
@@ -110,10 +136,4 @@ def rich_fit(rich_trial, tmp_path_factory):
         ck.Covariate("BURDEN", on="cmax"), ck.Covariate("SEX", on="alpha", form="categorical", reference="F")
     )
     data = ck.read_dataset(rich_trial.table, units={"DV": "copies/ug"})
-    own = tmp_path_factory.getbasetemp()
-    kept = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "rich_fit.nc"
-    if not kept.exists():
-        made = ck.fit(model, data, seed=1, method="laplace", progress=False)
-        made.save(kept)
-        return made
-    return ck.load_fit(kept)
+    return once("rich", lambda: ck.fit(model, data, seed=1, method="laplace", progress=False))

@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from carkinetics import cli
 
 
@@ -78,6 +80,7 @@ def test_check_a_table_and_a_model(tmp_path, capsys, small_trial):
     assert "checks fail" in capsys.readouterr().err
 
 
+@pytest.mark.thorough
 def test_fit_writes_its_results(tmp_path, capsys, small_trial):
     """A mapped table on the command line ends in a table, a verdict, figures and a fit file."""
     path, out = tmp_path / "trial.csv", tmp_path / "out"

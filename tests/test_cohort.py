@@ -274,6 +274,7 @@ def test_replicates_begin_with_the_same_study_and_then_differ():
     assert one.truth == truth_of(STEIN)
 
 
+@pytest.mark.thorough
 def test_uncertainty_of_a_model_is_that_of_its_priors():
     """If it fails, prior predictive simulations are not of the priors."""
     n = 300

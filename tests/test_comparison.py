@@ -56,6 +56,7 @@ def test_differences_are_of_the_same_patients(monkeypatch, small_fit):
     assert "b predicts patients best." in str(found)
 
 
+@pytest.mark.thorough
 def test_a_model_against_itself_is_no_better(small_fit):
     """If it fails, the same densities come out different, or a difference of nothing is called one."""
     found = compare({"one": small_fit, "two": small_fit}, seed=3, refit=False)

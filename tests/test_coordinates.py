@@ -33,6 +33,7 @@ from carkinetics.model_parts import Assay, Prior
 from carkinetics.observations import make_observations
 from carkinetics.structure import AbstractStructure
 from everything import EVERYTHING
+from tiers import tiered
 from unpacked import split_phi
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
@@ -157,9 +158,7 @@ def read_samples(model, seed):
     return model, make_observations(model, data)
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[pytest.mark.thorough] if n == "everything" else []) for n in STEIN]
-)
+@pytest.mark.parametrize("name", tiered(STEIN, thorough={"everything", "fixed", "two assays"}))
 def test_the_density_counts_the_jacobian_of_the_map(name):
     """If it fails, the sampler's posterior is not the model's: it depends on where the start happened to be."""
     model = STEIN[name]
@@ -225,6 +224,7 @@ def test_the_map_is_smooth_and_its_gradient_finite_for_every_patient():
         assert all(bool(jnp.isfinite(g).all()) for g in gradient)
 
 
+@pytest.mark.thorough
 def test_no_transport_is_plain_non_centring():
     """If it fails, the fallback of a failed start is not the safe one."""
     with jax.enable_x64(True):

@@ -30,6 +30,7 @@ from everything import (
     table,
     tied,
 )
+from tiers import tiered
 
 CONTINUOUS = (
     Covariate("BURDEN", on="cmax"),
@@ -68,6 +69,7 @@ MODELS = {
     "tied and correlated": tied(PUBLISHED).with_correlation("cmax", "alpha", "tmax"),
     "everything": EVERYTHING,
 }
+SLOWER = {"correlation", "second parameters known", "mixture and correlation"}  # "everything" has them all
 COMPILED = jax.jit(log_joint, static_argnums=0)
 
 
@@ -79,7 +81,9 @@ def place(model, obs, seed):
     return phi, rng.normal(size=(len(make_layout(model).random), obs.n_subjects))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", tiered(MODELS, thorough={"correlation", "second parameters known", "mixture and correlation"})
+)
 def test_the_joint_density_equals_an_independent_one(name):
     """If it fails, what is sampled is not the model: a prior, an effect, a class, a row or a Jacobian is wrong."""
     given = MODELS[name]
@@ -93,6 +97,7 @@ def test_the_joint_density_equals_an_independent_one(name):
         assert found == pytest.approx(by_hand(given, frame, phi, z), rel=1e-10)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", ["everything", pytest.param("four families", marks=pytest.mark.slow)])
 def test_every_slope_is_finite_and_the_densitys(name):
     """If it fails, a gradient sampler follows something else than the density, or a component moves nothing."""
@@ -191,6 +196,7 @@ def test_the_density_of_individual_parameters_is_scipys():
     np.testing.assert_allclose(back, z, atol=1e-11)
 
 
+@pytest.mark.thorough
 def test_draws_of_the_prior_have_the_priors_distributions():
     """If it fails, prior predictive checks and calibration start from another prior than the sampler's."""
     model, _ = prepared(EVERYTHING, table(assays=("qpcr", "flow")))

@@ -104,6 +104,7 @@ def test_the_ladder_is_the_papers_equations_for_all_its_patients():
         np.testing.assert_allclose(np.exp(coarse["level"][:, i]), paper[:4].sum(0), rtol=5e-3)
 
 
+@pytest.mark.thorough
 def test_the_reference_class_has_its_published_medians():
     """If it fails, covariates or the tumour act otherwise than in Mueller-Schoell's predictions (Table S2)."""
     vmax1, b0, low = patients_of_table_s1()

@@ -189,6 +189,7 @@ def test_saturable_growth_is_the_published_one():
     assert np.log(2) / model["delta_m"].value == pytest.approx(125, rel=0.002)
 
 
+@pytest.mark.thorough
 def test_saturable_growth_is_the_published_one_for_most_patients():
     """If it fails, the equations, or the solver's steps, agree at the typical values only."""
     for values in drawn("saturable_growth", 25, seed=3):

@@ -214,6 +214,7 @@ def second_differences(f, x, h):
     return np.array([[(f(x + a + b) - f(x + a - b) - f(x - a + b) + f(x - a - b)) / (4 * h * h) for a in e] for b in e])
 
 
+@pytest.mark.thorough
 def test_the_reference_is_finer_than_what_it_judges(trial, exact):
     """If it fails, the reference is at fault and not the sampler."""
     assert exact.khat < 0.3

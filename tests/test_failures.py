@@ -114,6 +114,7 @@ def test_failures_are_those_of_the_formula(structure, data):
         np.testing.assert_array_equal(each, expected)
 
 
+@pytest.mark.thorough
 def test_the_solver_check_counts_draws_by_patient(data):
     """If it fails, ``fit.check()`` blames the wrong patient, or does not tell the solver from its reference."""
     block, limit = draws(DRAWS), 0.2e8

@@ -16,6 +16,7 @@ from scipy import stats
 import carkinetics as ck
 from carkinetics.prediction_errors import PredictionErrors, errors_of
 from carkinetics.replication import replicated
+from tiers import tiered
 
 DAYS = (2.0, 4, 7, 10, 14, 21, 28, 60, 90, 180)
 TRIALS = 100
@@ -93,7 +94,7 @@ FAULTS = {  # model that is true and right, model that is wrong, test, patients,
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("fault", tiered(FAULTS, thorough={"narrow omegas", "missing lag"}))
 def test_a_fault_is_found_and_none_where_there_is_none(fault):
     """If it fails, the test that docs/diagnostics.md names for this fault misses it in a trial of sixty patients."""
     right, wrong, p_value, _, _ = FAULTS[fault]

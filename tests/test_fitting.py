@@ -20,6 +20,7 @@ from carkinetics.model_files import load_model
 MODEL = "stein_2019_tisagenlecleucel"
 
 
+@pytest.mark.thorough
 def test_the_same_seed_gives_the_same_draws_whatever_the_order_of_rows(small_fit, small_trial, small_settings):
     """Reproducibility: data, model, settings and seed decide every draw."""
     shuffled = small_trial.table.sample(frac=1, random_state=4).reset_index(drop=True)

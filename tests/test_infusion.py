@@ -277,6 +277,7 @@ def answers(model, n, *, times=EARLY, trials=60):
     )
 
 
+@pytest.mark.thorough
 def test_simulated_trials_show_it_only_if_they_have_it():
     """If it fails, a default of the fit follows from noise, or real early falls go unseen."""
     assert answers(limited(FALLING, 10.0), 10, trials=20) >= 0.8

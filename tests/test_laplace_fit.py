@@ -127,6 +127,7 @@ def line():
         return frame, make_observations(LINE, read(frame))
 
 
+@pytest.mark.thorough
 def test_the_slope_is_that_of_the_exact_marginal_posterior_where_the_model_is_linear(line):
     """If it fails, the approximation climbs something else than the posterior of the population."""
     frame, obs = line
@@ -144,6 +145,7 @@ def test_the_slope_is_that_of_the_exact_marginal_posterior_where_the_model_is_li
             np.testing.assert_allclose(visit(obs, near, jnp.asarray(phi)).slope, wanted, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.thorough
 def test_the_slope_vanishes_at_the_exact_mode_where_the_model_is_linear(line):
     """If it fails, the population's mode is not that of the exact marginal posterior."""
     frame, obs = line
@@ -163,6 +165,7 @@ def started(model, obs, phi):
         return widen(model, obs, *at, jnp.array(True))
 
 
+@pytest.mark.thorough
 def test_the_gaussian_has_the_exact_posteriors_mean_and_width_where_the_model_is_linear(line):
     """If it fails, estimates or their standard errors are not the posterior's, in the case that is easiest."""
     frame, obs = line
@@ -352,6 +355,7 @@ def test_options_that_make_no_sense_are_refused(small_trial, tmp_path):
         fit(PUBLISHED, read_trial(small_trial), seed=1, method="laplace", checkpoint=tmp_path / "kept")
 
 
+@pytest.mark.thorough
 def test_the_command_line_says_so(tmp_path, capsys, small_trial):
     """If it fails, who reads the terminal or the folder takes an approximation for a result."""
     path, out = tmp_path / "trial.csv", tmp_path / "out"

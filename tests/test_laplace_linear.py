@@ -16,6 +16,7 @@ from carkinetics.model_files import parse_model
 from carkinetics.observations import make_observations
 from test_coordinates import LINE, Line
 from test_laplace_fit import differences, read, table
+from tiers import tiered
 
 RATIO = "sigma = 0.7, ratio = {value = 0.7, omega_sd = 0.4}"
 WITH_RATIO = parse_model(LINE.toml.replace("sigma = 0.7", RATIO), structures=[Line()])
@@ -82,7 +83,7 @@ def exact(model, frame, phi):
     return total
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiered(MODELS, thorough={"all of them", "correlation"}))
 def test_the_slope_is_that_of_the_exact_marginal_posterior(name):
     """If it fails, effects, correlations or ratios are drawn to another place than their posterior's."""
     frame, rng = trial(), np.random.default_rng(3)

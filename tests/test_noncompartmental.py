@@ -258,6 +258,7 @@ def test_the_beginning_by_its_three_rules():
     assert "no sample before day 5" in triangle.loc["auc_0_9", "REASON"]
 
 
+@pytest.mark.thorough
 def test_the_terminal_slope_has_the_best_adjusted_r2_and_of_equals_most_samples():
     """Every end of the series by scipy.stats.linregress. If it fails, half-lives depend on which points were liked."""
     rng = np.random.default_rng(5)

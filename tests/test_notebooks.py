@@ -8,7 +8,6 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-FIRST = "01_first_fit"  # whoever looks at one looks at this
 
 
 def code_lines(notebook) -> int:
@@ -17,9 +16,8 @@ def code_lines(notebook) -> int:
     return sum(bool(line.strip()) and not line.strip().startswith("#") for c in cells for line in c.splitlines())
 
 
-@pytest.mark.parametrize(
-    "path", [pytest.param(p, id=p.stem, marks=[] if p.stem == FIRST else pytest.mark.thorough) for p in NOTEBOOKS]
-)
+@pytest.mark.thorough
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[p.stem for p in NOTEBOOKS])
 def test_notebook_runs(path, tmp_path):
     """A notebook that does not run teaches the wrong thing."""
     notebook = nbformat.read(path, as_version=4)

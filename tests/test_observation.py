@@ -178,6 +178,7 @@ def test_below_between_and_above_add_up_to_one():
     np.testing.assert_allclose(total, 1, rtol=0, atol=1e-12)
 
 
+@pytest.mark.thorough
 def test_arrays_give_what_scalars_give():
     """If it fails, a row's likelihood depends on the rows beside it."""
     rng = np.random.default_rng(4)

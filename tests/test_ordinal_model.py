@@ -100,6 +100,7 @@ def test_probabilities_of_higher_grades_are_smaller():
         result.predict(1.0, at=4)
 
 
+@pytest.mark.thorough
 def test_departures_from_proportional_odds_are_found_where_they_are():
     """If it fails, the test of proportionality never speaks, or always."""
     rng = np.random.default_rng(5)

@@ -57,6 +57,7 @@ def test_the_prior_is_the_posteriors_gaussian(small_fit, posterior):
     assert off.max() < stats.norm.isf(0.5e-4 / 78) / np.sqrt(20_000)
 
 
+@pytest.mark.thorough
 def test_the_joint_density_has_the_correlations(small_trial, posterior):
     """If it fails, a sampler ignores what the last trial has said about parameters together."""
     data = read_dataset(small_trial.table, units={"DV": "copies/ug"})

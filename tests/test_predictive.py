@@ -99,7 +99,8 @@ def exact():
     return Exact()
 
 
-@pytest.mark.parametrize("after", [None, pytest.param(LATE, marks=pytest.mark.thorough)])
+@pytest.mark.thorough
+@pytest.mark.parametrize("after", [None, LATE])
 def test_density_of_a_patient_left_out_is_the_closed_forms(after):
     """If it fails, models are ranked by numbers that are not their predictive density."""
     found = left_out(fitted(), seed=2, after=after).patients
@@ -159,16 +160,17 @@ def test_coverage_of_right_predictions_is_their_level():
     assert LeftOut(pd.DataFrame(), pd.DataFrame({"LOW": [0.2, 0.0], "HIGH": [0.2, 0.2]})).coverage(0.9) == 0.875
 
 
+@pytest.mark.thorough
 def test_lopo_is_the_table_and_refits_nobody_whose_weights_hold():
     """If it fails, the short way and the long one disagree."""
     pd.testing.assert_frame_equal(lopo(fitted(), seed=2), left_out(fitted(), seed=2).patients)
 
 
-def test_what_cannot_be_left_out_is_refused():
+def test_what_cannot_be_left_out_is_refused(small_fit):
     """If it fails, a number without meaning comes back in the place of a message."""
     with pytest.raises(FitError, match="no sample is later than day 400"):
-        left_out(fitted(), seed=1, after=400.0)
-    quick = dataclasses.replace(fitted(), tree=fitted().tree.copy())
-    quick.tree.attrs = fitted().tree.attrs | {"method": "laplace"}
+        left_out(small_fit, seed=1, after=400.0)
+    quick = dataclasses.replace(small_fit, tree=small_fit.tree.copy())
+    quick.tree.attrs = small_fit.tree.attrs | {"method": "laplace"}
     with pytest.raises(FitError, match="Laplace approximation"):
         lopo(quick, seed=1)

@@ -6,6 +6,7 @@ import pytest
 import carkinetics as ck
 
 
+@pytest.mark.thorough
 def test_quantiles_are_of_trials_from_the_priors(small_trial):
     """If it fails, the band is of one population, or of patients without residual error."""
     model = ck.load_model("stein_2019_tisagenlecleucel")

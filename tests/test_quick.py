@@ -43,6 +43,7 @@ def test_the_quick_gaussian_is_that_of_many_rounds(both):
     assert both[0].check().numbers["last_move"] < 0.3
 
 
+@pytest.mark.thorough
 def test_individual_parameters_are_the_usual_ones(both):
     """If it fails, exposures of the quick fit are of other patients."""
     first, second = (np.log(f.tree["posterior"]["individual"].sel(parameter="cmax").values[0]) for f in both)
@@ -50,6 +51,7 @@ def test_individual_parameters_are_the_usual_ones(both):
     assert first.shape == second.shape == (1000, 20)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("first", ["none", "far off"])
 def test_a_short_start_that_leads_nowhere_is_followed_by_a_long_one(trial, both, monkeypatch, first):
     """If it fails, one trial in a hundred has no fit for want of a few rounds."""
@@ -71,6 +73,7 @@ def test_a_short_start_that_leads_nowhere_is_followed_by_a_long_one(trial, both,
     np.testing.assert_allclose(phi.mean(0), usual.mean(0), atol=0.1 * usual.std(0).max())
 
 
+@pytest.mark.thorough
 def test_filled_arrays_say_the_same(trial):
     """If it fails, rows that belong to nobody count."""
     from carkinetics.density import log_joint

@@ -144,6 +144,7 @@ def test_a_structure_that_takes_the_dose(responses):
     assert (whole.means[f"cmax ({assay.name})"][:, 0] != whole.means[f"cmax ({assay.name})"][:, 1]).all()
 
 
+@pytest.mark.thorough
 def test_covariates_of_responses_and_given_patients(trial, data):
     """If it fails, a response's covariate is taken from another patient, or new patients are not those given."""
     rng, ids = np.random.default_rng(3), [f"P{i:03d}" for i in range(N)]
@@ -227,6 +228,7 @@ def test_endpoints_that_cannot_be_are_refused(fit, responses):
         asked(fit, (ck.Endpoint(orr, weight=0.0), ck.Endpoint(crs, weight=0.0)))
 
 
+@pytest.mark.thorough
 def test_the_command_line_gives_the_same_table(fit, trial, tmp_path, capsys, monkeypatch):
     """If it fails, the command recommends another dose than Python, or a typing error ends in a traceback."""
     orr, crs = dosing.outcomes_of(trial, TRUTH, np.random.default_rng(2))

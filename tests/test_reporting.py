@@ -158,6 +158,7 @@ class Failed:
         return dataclasses.replace(self.fit.check(), status="failed", reasons=("separation: everybody responded",))
 
 
+@pytest.mark.thorough
 def test_the_worst_status_stands_on_top_and_the_same_fit_gives_the_same_bytes(small_fit, tmp_path):
     """If it fails, a failed response is sent under a green flag, or two reports of one fit cannot be told the same."""
     fit = named(small_fit, "NAMED-PATIENT")

@@ -10,6 +10,7 @@ from scipy import integrate, stats
 from carkinetics import counts
 from carkinetics.errors import ModelError
 from carkinetics.residuals import RESIDUALS, residual
+from tiers import tiered
 
 KINDS = ("quantified", "below", "above", "between")
 PARAMS = {"lognormal": (0.65,), "student_t": (0.65, 4.0), "combined": (0.3, 5.0), "negative_binomial": (0.3,)}
@@ -127,7 +128,7 @@ def points(name, kind):
     return [(np.log(y), f, a) for y in (1, 30, 1000) for f in (-3.0, 4.0, 7.0) for a in (1e-3, 0.1, 10.0)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", tiered(KINDS, thorough={"between"}))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_and_slopes_equal_fifty_digits(name, kind):
     """If it fails, a residual family bends a fit by a numerical error, or its sampler by a wrong gradient."""
@@ -143,12 +144,7 @@ def test_values_and_slopes_equal_fifty_digits(name, kind):
     np.testing.assert_allclose(found[small, 0], wanted[small, 0], rtol=1e-8)  # and far into the side that is certain
 
 
-SECOND = [
-    pytest.param(k, marks=[pytest.mark.slow] if k == "between" else []) for k in ("quantified", "below", "between")
-]
-
-
-@pytest.mark.parametrize("kind", SECOND)
+@pytest.mark.parametrize("kind", tiered(["quantified", "below", "between"], thorough={"below", "between"}))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_second_derivatives_equal_fifty_digits(name, kind):
     """If it fails, the curvature that Laplace's method starts from is wrong."""
@@ -169,6 +165,7 @@ def test_second_derivatives_equal_fifty_digits(name, kind):
         np.testing.assert_allclose(matrix, wanted, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", FAMILIES)
 def test_no_prediction_makes_a_derivative_nan(name):
     """If it fails, one wild trajectory turns the gradient of the whole population into NaN."""

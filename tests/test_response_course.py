@@ -66,6 +66,7 @@ def test_the_cumulative_hazard_is_the_integral_of_the_hazard(made):
         assert got[0, i] == pytest.approx(want, abs=1e-9)
 
 
+@pytest.mark.thorough
 def test_a_level_that_stays_where_it_is_gives_the_model_without_time(made):
     """If it fails, tte_course and tte disagree about the same hazard."""
     ln, days, time, event = made

@@ -76,6 +76,7 @@ def once(t):
     return 12 - np.where(t < 10, 1.2 * (10 - t), 0.4 * (t - 10))
 
 
+@pytest.mark.thorough
 def test_a_patient_with_two_explanations_is_scouted():
     """If it fails, an explanation is missed that no pilot chain happens to begin at."""
     days = np.array([2.0, 5, 7, 9, 11, 14, 18, 22, 26, 38, 42, 45, 47, 50, 54, 60])

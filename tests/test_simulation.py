@@ -231,6 +231,7 @@ def test_the_truth_is_named_as_in_the_parameter_table():
     assert len(truth) == 13
 
 
+@pytest.mark.thorough
 def test_a_patient_for_whom_steps_are_too_long_is_solved_by_shorter_ones():
     """If it fails, one expander in hundreds has 1e87 cells, or none, and nothing says so."""
     model = load_model("mueller_schoell_2021_axicabtagene")

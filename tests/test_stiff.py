@@ -225,6 +225,7 @@ def test_refine_divides_the_steps_of_a_stiff_structure(population):
     assert np.diff(fine).max() <= np.diff(coarse).max()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("label", ["singh_2021_idecabtagene", "cytokine_release", "sites_exchange"])
 def test_errors_fall_with_the_steps(label):
     """If it fails, the method is not of the order that its coefficients promise: one of them is mistyped."""

@@ -134,6 +134,7 @@ def test_the_seed_decides(trial):
     assert not (first.cases["cmax"] == other.cases["cmax"]).any()
 
 
+@pytest.mark.thorough
 def test_an_absurd_omega_is_counted_as_numpy_counts_it(trial):
     """An SD of 500 of ln cmax: levels beyond the largest float, for some patients of some draws."""
     found = ck.stress_test(STEIN.with_priors({"omega.cmax": Prior("lognormal", np.log(500), 0.2)}), trial, seed=5)
@@ -169,6 +170,7 @@ def test_a_gradient_fails_alone_and_only_for_its_patient():
     np.testing.assert_array_equal(found.cases["non-finite gradient"], below)
 
 
+@pytest.mark.thorough
 def test_the_fixed_grid_against_its_closed_form():
     """Two steps a day multiply by the method's polynomial each, where the ODE multiplies by exp(r)."""
     found = ck.stress_test(toy(Grower()), three_patients(), seed=8, draws=100)

@@ -32,12 +32,24 @@ def times_of(population):
     return np.array([t for t in TIMES if t <= last])
 
 
+# Structures whose programs take longest to compile.
+LARGE = {
+    "phenotype_ladder_cd4_cd8",
+    "exhaustion",
+    "liu_2022_ball",
+    "chaudhury_2020_ec50",
+    "mueller_schoell_2021_axicabtagene",
+    "leon_triana_2021_ball",
+}
+
+
 def tier(population):
-    """The fast one has every structure once; stiff ones, which take long to compile, are in the slow one."""
+    """The fast one has every structure but large ones once; stiff ones, which take longest, are in the slow one."""
     if population.structure.stiff:
         return [pytest.mark.slow]
     first = next(p for p in POPULATIONS if p.structure is population.structure)
-    return [] if first is population and population.structure.name in STRUCTURES else [pytest.mark.thorough]
+    fast = first is population and population.structure.name in STRUCTURES and population.label not in LARGE
+    return [] if fast else [pytest.mark.thorough]
 
 
 def those(which):
@@ -233,6 +245,7 @@ def test_treatments_act_on_growth_from_their_day_on(population):
         np.testing.assert_allclose(both, plain, atol=2e-5)
 
 
+@pytest.mark.thorough
 @those(lambda structure: structure.repeatable and structure.uses_dose)  # else each infusion is a whole one
 def test_a_dose_split_within_seconds_is_one_dose(population):
     """If it fails, later infusions are lost, counted twice, or put into another state than the first."""

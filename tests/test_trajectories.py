@@ -26,7 +26,6 @@ QUICK = {
     "saturable_growth",
     "stein_2019_tisagenlecleucel with infusion phase",
     "stein_2019_tisagenlecleucel with infusion phase with occasions",
-    "kimmel_2021_axicabtagene with occasions",
 }
 AREA, PEAK, DAY = 5e-5, 2e-5, 0.05  # relative, of ln level, day; most areas are right to 1e-8
 FILLED = 4096
@@ -221,6 +220,7 @@ def test_a_smooth_peak_is_found_between_grid_points():
     assert day == pytest.approx(best.x, abs=0.02)
 
 
+@pytest.mark.thorough
 def test_many_curves_are_those_of_each():
     """More than are solved together, of patients with infusions and days of their own, one by one the same.
 

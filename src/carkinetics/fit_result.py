@@ -32,6 +32,7 @@ MOVE_MAX = 0.1
 MOVE_FAILED = 0.5
 
 _NAMED = 5  # patients about whom chains disagree
+_BESIDE = 0.5  # of the population's R-hat - 1: a patient's that comes near it may be its cause
 
 
 @dataclass(frozen=True)
@@ -169,12 +170,13 @@ class Fit:
         )
 
     def _disagreed(self, population: float) -> str:
-        """The patients and parameters with the largest R-hat, in words: large, or beyond the population's."""
+        """The patients and parameters with the largest R-hat, in words: large, or beside the population's."""
         random = [p.name for p in self.model.parameters if p.iiv]
         eta = self.tree["posterior"].to_dataset()["eta"].sel(parameter=random)
         eta = eta.transpose("chain", "draw", "subject", "parameter")
         rhat, _, _ = convergence(eta.values.reshape(*eta.shape[:2], -1).astype(float))
-        order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > min(RHAT_FAILED, population)]
+        beside = min(RHAT_FAILED, max(RHAT_MAX, 1 + _BESIDE * (population - 1)))
+        order = [k for k in np.argsort(-np.nan_to_num(rhat)) if rhat[k] > beside]
         worst: dict[str, str] = {}  # by patient
         for k in order:
             subject, parameter = divmod(int(k), eta.shape[3])
