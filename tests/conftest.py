@@ -6,13 +6,19 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-# Most programs are compiled for one test and run for milliseconds: to optimise them costs more than it gains.
-_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY}".strip()
-os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # nobody reads where in Python a program comes from
 hook = install_import_hook("carkinetics", "typecheck.check")
 hook.__enter__()
+
+# Most programs of the fast tier are compiled for one test and run for milliseconds: to optimise them costs more than it
+# gains.
+_QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+
+
+def pytest_configure(config):
+    """Of the fast tier alone: what takes minutes computes more than it compiles."""
+    if "not thorough" in config.option.markexpr:
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_QUICKLY}".strip()
 
 
 _MAPS = 30_000  # half of what Linux lets a process map
