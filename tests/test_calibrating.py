@@ -127,9 +127,8 @@ NOT_YET = {
     "phenotype_ladder",
     "phenotype_ladder_cd4_cd8",
     "predator_prey",
-    "sites_exchange",
     "tumour_escape",
-}  # `python benchmarks/bench_sbc.py --structure NAME --method quick` makes what is missing: 3 to 25 minutes each.
+}  # `python benchmarks/bench_sbc.py --structure NAME --method quick` makes what is missing: 3 to 35 minutes each.
 # Of phenotype_ladder the quick search fails in half of the trials: it wants `--method importance`.
 
 
