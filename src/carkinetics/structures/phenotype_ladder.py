@@ -91,8 +91,9 @@ class PhenotypeLadder(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "naive", "central_memory", "effector_memory", "effector", "tumour")
     treatable = True
-    # A large tumour expands the first cells by 25 a day, until a phenotype is as many as km1.
-    refine = 2
+    # A large tumour expands the first cells by 25 a day, until a phenotype is as many as km1. Effectors follow effector
+    # memory within days: steps of 6 / refine days must stay stable where they die at two a day.
+    refine = 4
 
     def initial(self, p, x):
         return States(cells=Cells(p.t0, p.t0, p.t0, p.t0), tumour=p.b0)

@@ -71,7 +71,7 @@ class PhenotypeLadderCd4Cd8(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level", "cd4", "cd8", "naive", "central_memory", "effector_memory", "effector", "tumour")
     treatable = True
-    refine = 2  # as phenotype_ladder
+    refine = 4  # as phenotype_ladder
 
     def initial(self, p, x):
         share = jnp.minimum(p.cd4_share, _SHARE_MAX)

@@ -54,6 +54,7 @@ class SaturableGrowth(AbstractStructure[Parameters, States]):
     states = States
     outputs = ("level",)
     treatable = True
+    refine = 3  # cells that are far fewer than km double within an hour, and then at once no longer
 
     def initial(self, p, x):
         return States(effector=p.e0, memory=jnp.zeros_like(p.e0))

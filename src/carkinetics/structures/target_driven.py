@@ -39,6 +39,7 @@ class TargetDriven(AbstractStructure[Parameters, States]):
 
     name, parameters, states, outputs = "target_driven", Parameters, States, ("level", "tumour", "b_cells")
     treatable = uses_dose = True
+    refine = 2  # a tumour that comes back meets cells that have nearly died out
 
     def initial(self, p, x):
         return States(jnp.maximum(x.dose, _NONE), p.l0, p.b0)
