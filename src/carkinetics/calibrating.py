@@ -184,7 +184,7 @@ def sbc(
 def _fitted(model: Model, data: Dataset, seed: int, method: str, settings: Settings) -> Fit:
     """By one of the methods of :func:`sbc`."""
     if method == "quick":
-        return quick_fit(model, data, seed=seed)
+        return quick_fit(model, data, seed=seed, kept=DRAWS)
     how: Any = method  # fit refuses what is none
     return fit(model, data, seed=seed, method=how, settings=settings, infusion_phase=False, progress=False)
 

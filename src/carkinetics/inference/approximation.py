@@ -30,6 +30,7 @@ from carkinetics.model import Model
 from carkinetics.observations import Observations
 from carkinetics.population import Population, population
 from carkinetics.priors import log_prior
+from carkinetics.rank_statistics import evenly
 
 ROUNDS = 40
 CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends
@@ -280,15 +281,20 @@ def at_bound(layout: Layout, phi: Float[np.ndarray, " phi"]) -> list[str]:
     return [layout.phi_names[k] for k in range(layout.n_phi)[layout.omegas] if phi[k] in (low, high)]
 
 
-def draw(model: Model, obs: Observations, map_: Transport, seed: int, n: int = DRAWS) -> Block:
-    """``n`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error."""
+def draw(model: Model, obs: Observations, map_: Transport, seed: int, n: int = DRAWS, kept: int | None = None) -> Block:
+    """``n`` draws; mean and covariance of ``phi`` are the Gaussian's own, without Monte Carlo error.
+
+    With ``kept``, so many of them, from the first to the last: what takes time is their density.
+    """
     layout = make_layout(model)
     random = np.random.default_rng([seed, 3])
     u = random.standard_normal((n, layout.n_phi))
     u -= u.mean(0)
     u = np.linalg.solve(np.linalg.cholesky(np.cov(u.T, bias=True)), u.T).T
     v = random.standard_normal((n, *map_.shift.shape[1:]))
-    phi, z, lp = (np.asarray(x) for x in _drawn(model, obs, map_, Point(jnp.asarray(u), jnp.asarray(v))))
+    chosen = evenly(n, kept or n)
+    points = Point(jnp.asarray(u[chosen]), jnp.asarray(v[chosen]))
+    phi, z, lp = (np.asarray(x) for x in _drawn(model, obs, map_, points))
     return Block(phi, z, {"lp": lp})
 
 

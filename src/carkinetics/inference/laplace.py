@@ -252,6 +252,14 @@ def _solve(matrix: Float[Array, "k k subject"], rhs: Float[Array, "k subject"]) 
     return jnp.linalg.solve(jnp.moveaxis(matrix, -1, 0), rhs.T[:, :, None])[:, :, 0].T
 
 
+def log_posterior(
+    layout: Layout, obs: Observations, of: Population, z: Float[Array, "random subject"]
+) -> Float[Array, " subject"]:
+    """Of every patient's random effects, given the population."""
+    fit = log_likelihood_by_subject(ln_pred(layout, of.individual(z), obs), of.residual, obs)
+    return fit + of.log_density_z(z)
+
+
 def _newton_step(layout: Layout, obs: Observations, phi, z, damping):
     """One damped Gauss-Newton step per patient, kept only where it raises that patient's posterior."""
     of = population(layout, phi, obs.design)
@@ -260,12 +268,7 @@ def _newton_step(layout: Layout, obs: Observations, phi, z, damping):
     diagonal = jnp.einsum("kks->ks", hessian)
     damped = hessian + jnp.eye(len(layout.random))[:, :, None] * (damping * diagonal)[:, None, :]
     step = _limited(-_solve(damped, gradient), of)
-
-    def posterior(z):
-        fit = log_likelihood_by_subject(ln_pred(layout, of.individual(z), obs), of.residual, obs)
-        return fit + of.log_density_z(z)
-
-    better: Bool[Array, " subject"] = posterior(z + step) >= posterior(z)
+    better: Bool[Array, " subject"] = log_posterior(layout, obs, of, z + step) >= log_posterior(layout, obs, of, z)
     return jnp.where(better, z + step, z), jnp.where(better, damping / 4, damping * 6 + 1e-3)
 
 

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import partial
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import equinox as eqx
@@ -19,11 +20,12 @@ from carkinetics.inference.failures import failures
 from carkinetics.inference.gates import convergence
 from carkinetics.inference.guess import starting_values
 from carkinetics.inference.importance import Importance
-from carkinetics.inference.laplace import Start, find_modes, not_finite, widen
+from carkinetics.inference.laplace import EM_ROUNDS, Start, find_modes, not_finite, widen
 from carkinetics.inference.nuts import Nuts
 from carkinetics.inference.places import Tuning, mirrored, shrunk, tuned
 from carkinetics.inference.proposals import Proposals, around, mixture
 from carkinetics.inference.scouting import scouted
+from carkinetics.inference.swapping import better_places
 from carkinetics.layout import make_layout
 from carkinetics.model import Model
 from carkinetics.observations import Observations
@@ -34,6 +36,8 @@ LOST = 0.5  # SDs from its own Gaussian beyond which a patient was not found
 # still. No omega passes zero while somebody does: where one may, only those far beyond do.
 FAR, FAR_MIRRORED = 3.0, 10.0
 _SOME = 100  # draws that tell
+_SEARCHES = 8  # of modes, at most
+_LOOKS = 8  # for a better place after each, once somebody has been moved
 Method = Literal["importance", "nuts"]
 # Long steps of the population in an iteration, where a pilot had fewer effective draws than this share.
 SHIFTS, SLOW = 2, 0.05
@@ -112,7 +116,7 @@ class Tuner:
     def first(self, data: Dataset) -> tuple[Transport | Tuning, list[str]]:
         """From the data alone, and what to say about it."""
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        picture = _picture(self.model, self.obs, *_modes(self.model, self.obs, phi, z), True)
+        picture = _picture(self.model, self.obs, *self._modes(phi, z), True)
         if not _finite(picture):
             note = "The Laplace start failed; sampling in plain non-centred coordinates instead, which is slower. "
             note += self.not_finite(data)
@@ -132,11 +136,25 @@ class Tuner:
             It is not finite.
         """
         phi, z = (jnp.asarray(x) for x in starting_values(self.model, data))
-        modes = _modes(self.model, self.obs, phi, z, rounds=rounds[0])
+        modes = self._modes(phi, z, rounds[0])
         found = _widened(self.model, self.obs, *modes, True, rounds=rounds[1])
         if not _finite(found):
             raise FitError(f"No Laplace approximation: {self.not_finite(data)}")
         return found
+
+    def _modes(self, phi, z, rounds: int = EM_ROUNDS):
+        """By EM, and by EM again as long as somebody is better explained elsewhere."""
+        looks, keys = 1, iter(jax.random.split(jax.random.key(0), _SEARCHES * _LOOKS))
+        for _ in range(_SEARCHES):
+            phi, z = _modes(self.model, self.obs, phi, z, rounds=rounds)
+            anybody = False
+            for key in islice(keys, looks):
+                z, moved = better_places(self.model, self.obs, phi, z, key)
+                anybody = anybody or bool(moved.any())
+            if not anybody:
+                break
+            looks = _LOOKS  # where there is one of two explanations, there may be more
+        return phi, z
 
     def not_finite(self, data: Dataset) -> str:
         """After a start that failed: in which patients and parameters, and what to do."""
