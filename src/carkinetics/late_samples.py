@@ -26,8 +26,9 @@ def late_rise(fit: Fit, *, after: float = LATE) -> pd.DataFrame:
     that are too high, not one outlier, for what was there or after samples that were too low. The second is what a fit
     leaves of a rise, as its curve goes between the low samples and the high ones. A sample below the limit is no
     evidence of a rise; before one it counts as at the limit, and never as high. The p-value is the share of posterior
-    draws in which a replicate of the samples, of the same curve with new residuals, has a larger statistic; as the
-    curve was fitted to these samples, it is conservative.
+    draws in which a replicate of the samples, of the same curve with new residuals, has a larger statistic, the samples
+    themselves counted as one more replicate: so it is never 0. As the curve was fitted to these samples, it is
+    conservative.
 
     Parameters
     ----------
@@ -40,6 +41,10 @@ def late_rise(fit: Fit, *, after: float = LATE) -> pd.DataFrame:
         One row a patient and assay with late samples: ``ID DVID SAMPLES`` (late ones), ``P``, ``FLAG`` (P below 0.05),
         and ``POWER``, the probability of a flag if the last two samples were ten times as high as they are expected,
         and the curve were known; a curve that was fitted to them has less. 0, and no P, with one late sample.
+
+    References
+    ----------
+    Phipson B, Smyth GK, Stat Appl Genet Mol Biol 2010;9:39, doi:10.2202/1544-6115.1585 (p-values that are never 0).
     """
     data, tree = fit.data, fit.tree
     ipred = tree["posterior"].to_dataset()["ipred"].values.reshape(-1, data.n_obs).astype(float)
@@ -86,7 +91,7 @@ def _tested(observed: _Residuals, replicate: _Residuals, step: float) -> tuple[f
     if observed.values.shape[1] < 2:
         return np.nan, 0.0
     expected = _statistic(replicate)
-    p = float(np.mean(expected >= _statistic(observed)))
+    p = float((1 + np.sum(expected >= _statistic(observed))) / (1 + len(expected)))
     least = np.quantile(expected, 1 - SUSPECT, method="higher")
     return p, float(np.mean(_statistic(replicate.risen(step)) > least))
 
