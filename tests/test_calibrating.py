@@ -119,7 +119,7 @@ def test_every_structure_has_stored_ranks_or_a_reason():
 
 
 # `python benchmarks/bench_sbc.py --structure NAME --method quick` makes what is missing: 20 to 90 minutes each.
-NOT_YET = {"car_binding", "cartmath", "cytokine_release", "phenotype_ladder_cd4_cd8"}
+NOT_YET = {"car_binding", "cartmath", "cytokine_release"}
 
 
 @pytest.mark.parametrize("path", STORED, ids=lambda p: p.stem)
