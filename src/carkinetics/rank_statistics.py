@@ -11,12 +11,8 @@ _SIMULATIONS = 100_000
 
 def thinned(draws: Float[np.ndarray, "chain draw quantity"], n: int) -> Float[np.ndarray, "kept quantity"]:
     """``n`` draws from each chain, evenly spaced from the first to the last."""
-    return draws[:, evenly(draws.shape[1], n)].reshape(-1, draws.shape[-1])
-
-
-def evenly(many: int, n: int) -> Int[np.ndarray, " kept"]:
-    """``n`` of so many places, evenly spaced from the first to the last."""
-    return np.linspace(0, many - 1, n).round().astype(int)
+    chosen = np.linspace(0, draws.shape[1] - 1, n).round().astype(int)
+    return draws[:, chosen].reshape(-1, draws.shape[-1])
 
 
 def ranks(

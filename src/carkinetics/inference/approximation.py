@@ -30,7 +30,6 @@ from carkinetics.model import Model
 from carkinetics.observations import Observations
 from carkinetics.population import Population, population
 from carkinetics.priors import log_prior
-from carkinetics.rank_statistics import evenly
 
 ROUNDS = 40
 CLOSE = 0.02  # the last move, in posterior SDs, at which the search ends
@@ -292,7 +291,7 @@ def draw(model: Model, obs: Observations, map_: Transport, seed: int, n: int = D
     u -= u.mean(0)
     u = np.linalg.solve(np.linalg.cholesky(np.cov(u.T, bias=True)), u.T).T
     v = random.standard_normal((n, *map_.shift.shape[1:]))
-    chosen = evenly(n, kept or n)
+    chosen = np.linspace(0, n - 1, kept or n).round().astype(int)
     points = Point(jnp.asarray(u[chosen]), jnp.asarray(v[chosen]))
     phi, z, lp = (np.asarray(x) for x in _drawn(model, obs, map_, points))
     return Block(phi, z, {"lp": lp})
