@@ -1,9 +1,9 @@
-"""Whether a patient's samples are better explained where another patient is.
+"""Whether a patient's samples are better explained elsewhere: where another patient is, or where one might be.
 
 A patient whose curve can rise again, or whose tumour can return, may have several explanations, and a search that
 climbs ends at one of them: a residual SD that is far too large for everybody is what one such patient costs. Others of
-the same population have mostly found theirs, so their places are tried in turn. Somebody who stands at its only
-explanation never moves: nothing nearby is better, and what is far away fits worse.
+the same population have mostly found theirs, so their places are tried, and some that are drawn from the population.
+Somebody who stands at its only explanation never moves: nothing nearby is better, and what is far away fits worse.
 """
 
 from functools import partial
