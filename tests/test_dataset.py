@@ -251,6 +251,7 @@ def test_warnings_point_at_the_caller(tmp_path):
     assert run.stdout.splitlines() == [f"DataWarning 5 {caller}"]
 
 
+@pytest.mark.thorough
 def test_ten_thousand_patients_load_in_five_seconds(tmp_path):
     """If it fails, a large table makes its reader wait.
 

@@ -29,7 +29,10 @@ def test_ten_thousand_trials_take_seconds():
         ck.design.keyboard(0.25, 5),
         ck.design.three_plus_three(5),
         ck.design.crm((0.05, 0.12, 0.25, 0.40, 0.55), 0.25),
-        ck.design.blrm((1.0, 2.0, 4.0, 8.0, 16.0), control=ck.design.OverdoseControl(monotone=False)),
+        pytest.param(
+            ck.design.blrm((1.0, 2.0, 4.0, 8.0, 16.0), control=ck.design.OverdoseControl(monotone=False)),
+            marks=pytest.mark.thorough,
+        ),
     ],
     ids=lambda d: d.name,
 )

@@ -224,6 +224,7 @@ def test_the_reference_is_finer_than_what_it_judges(trial, exact):
     assert np.abs(difference).mean() < 1e-3
 
 
+@pytest.mark.thorough
 def test_what_is_wrong_is_found_out(exact):
     """A comparison that lets these pass decides nothing: a tail cut off, a spread off by a tenth, a shift."""
     wanted, honest = Facts(*exact.facts(facts_of_points)), exact.draws(4, 2000, seed=1)

@@ -295,6 +295,7 @@ def test_observed_against_model_at_other_windows(rich_fit):
     assert both.table["OBSERVED"].notna().any()
 
 
+@pytest.mark.thorough
 def test_the_command_line_says_the_same(rich_fit, tmp_path, capsys):
     """If it fails, the command prints other numbers than Python, or a typing error ends in a traceback."""
     file, out = rich_fit.save(tmp_path / "fit.nc"), tmp_path / "exposure.csv"

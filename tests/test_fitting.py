@@ -32,6 +32,7 @@ def test_the_same_seed_gives_the_same_draws_whatever_the_order_of_rows(small_fit
     assert again.data.sha256 == small_fit.data.sha256
 
 
+@pytest.mark.thorough
 def test_another_seed_gives_other_draws_and_chains_differ(small_fit, small_trial, small_settings):
     """A seed that is not used, or one key for all chains, would make R-hat blind."""
     data = read_trial(small_trial)

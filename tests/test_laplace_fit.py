@@ -272,15 +272,10 @@ def test_what_is_not_finite_is_named_by_patient_and_parameter():
     assert "P02 (a, b, c)" in notes[0]
 
 
-@pytest.fixture(scope="module")
-def quick(small_trial):
-    return fit(PUBLISHED, read_trial(small_trial), seed=1, method="laplace", progress=False)
-
-
-def test_it_is_labelled_wherever_it_is_shown(quick, tmp_path):
+def test_it_is_labelled_wherever_it_is_shown(rich_fit, tmp_path):
     """If it fails, an approximation passes for a sampled posterior."""
-    again = load_fit(quick.save(tmp_path / "fit.nc"))
-    for each in (quick, again):
+    again = load_fit(rich_fit.save(tmp_path / "fit.nc"))
+    for each in (rich_fit, again):
         assert each.method == "laplace"
         assert "Laplace approximation" in repr(each)
         found = each.parameters()
@@ -290,9 +285,9 @@ def test_it_is_labelled_wherever_it_is_shown(quick, tmp_path):
         assert check.status in ("approximation", "warning")
         assert "Laplace approximation, not sampled" in str(check)
         assert "R-hat" not in str(check)
-    pd.testing.assert_frame_equal(found, quick.parameters())
-    titles = [plots.individuals(quick, n=2), plots.posteriors(quick)]
-    titles.append(plots.observed_predicted(gof(quick), label=quick.label))
+    pd.testing.assert_frame_equal(found, rich_fit.parameters())
+    titles = [plots.individuals(rich_fit, n=2), plots.posteriors(rich_fit)]
+    titles.append(plots.observed_predicted(gof(rich_fit), label=rich_fit.label))
     for drawn in titles:
         assert "Laplace approximation" in drawn[0].figure.get_supxlabel()
         matplotlib.pyplot.close(drawn[0].figure)
@@ -306,9 +301,11 @@ def test_a_sampled_fit_is_not_labelled(small_fit):
     assert {"R-hat", "ESS"} <= set(small_fit.parameters())
 
 
-def test_the_table_is_the_gaussians_and_not_the_draws(quick, small_trial):
+@pytest.mark.thorough
+def test_the_table_is_the_gaussians_and_not_the_draws(small_trial):
     """If it fails, estimates and intervals carry the noise of a thousand draws, and change with the seed."""
-    other = fit(PUBLISHED, read_trial(small_trial), seed=2, method="laplace", progress=False)
+    data = read_trial(small_trial)
+    quick, other = (fit(PUBLISHED, data, seed=seed, method="laplace", progress=False) for seed in (1, 2))
     exact = ["TV", "2.5 %", "97.5 %", "IIV CV %", "IIV 2.5 %", "IIV 97.5 %"]
     np.testing.assert_allclose(other.parameters()[exact], quick.parameters()[exact], rtol=1e-8)
     posterior = quick.tree["posterior"].to_dataset()
@@ -321,6 +318,7 @@ def test_the_table_is_the_gaussians_and_not_the_draws(quick, small_trial):
     assert quick.parameters().loc["sigma qpcr", "TV"] == pytest.approx(np.exp(sigma.mean()), rel=1e-10)
 
 
+@pytest.mark.thorough
 def test_draws_of_a_patient_without_samples_are_the_populations(small_trial):
     """If it fails, patients' draws do not follow the population's, or their uncertainty is another's."""
     frame = small_trial.table
@@ -333,7 +331,7 @@ def test_draws_of_a_patient_without_samples_are_the_populations(small_trial):
     assert float(others.max()) < 0.8
 
 
-def test_a_search_that_did_not_end_fails_and_a_lost_patient_is_named(quick):
+def test_a_search_that_did_not_end_fails_and_a_lost_patient_is_named(rich_fit):
     """If it fails, numbers from nowhere are shown as an approximation."""
     for changes, status, said in (
         ('"last_move": 0.2', "warning", "0.20"),
@@ -341,10 +339,10 @@ def test_a_search_that_did_not_end_fails_and_a_lost_patient_is_named(quick):
         ('"last_move": NaN', "failed", "nan"),
         ('"last_move": 0.0, "lost": ["V07"]', "warning", "V07"),
     ):
-        tree = quick.tree.copy()
+        tree = rich_fit.tree.copy()
         given = '{"lost": [], "at_bound": [], ' + changes + "}"
-        tree.attrs = quick.tree.attrs | {"approximation": given}
-        check = Fit(quick.model, quick.data, tree).check()
+        tree.attrs = rich_fit.tree.attrs | {"approximation": given}
+        check = Fit(rich_fit.model, rich_fit.data, tree).check()
         assert check.status == status
         assert said in check.reasons[0]
 

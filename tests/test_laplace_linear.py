@@ -83,7 +83,7 @@ def exact(model, frame, phi):
     return total
 
 
-@pytest.mark.parametrize("name", tiered(MODELS, thorough={"all of them", "correlation"}))
+@pytest.mark.parametrize("name", tiered(MODELS, thorough={"all of them", "correlation", "ratio"}))
 def test_the_slope_is_that_of_the_exact_marginal_posterior(name):
     """If it fails, effects, correlations or ratios are drawn to another place than their posterior's."""
     frame, rng = trial(), np.random.default_rng(3)

@@ -64,6 +64,7 @@ def test_the_statistic_by_hand():
     assert found([1.0, 2.0], below=[1]) == -np.inf  # a sample below the limit is no evidence
 
 
+@pytest.mark.thorough
 def test_power_is_how_often_a_tenfold_rise_is_found(rich_fit):
     """Replicates of the samples, with the last two ten times as high: flagged as often as POWER says."""
     table = ck.late_rise(rich_fit).set_index("ID")

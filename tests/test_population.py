@@ -19,6 +19,7 @@ from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model, parse_model
 from carkinetics.model_parts import Assay, Prior
 from carkinetics.observations import make_observations
+from tiers import tiered
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
 FLOW = Assay(
@@ -155,7 +156,7 @@ def found(model, data, phi, z):
         return float(COMPILED(model, obs, jnp.asarray(phi), jnp.asarray(z)))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", tiered(MODELS, thorough={"fixed", "fewer", "fewer fixed"}))
 def test_the_joint_density_equals_an_independent_one(name):
     """If it fails, what is sampled is not the model: a prior, a Jacobian, an effect or a kind of row is wrong."""
     model = MODELS[name]

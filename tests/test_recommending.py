@@ -115,6 +115,7 @@ def test_new_exposures_are_those_of_fitted_patients(data):
         np.testing.assert_allclose(found[m], expected[m.name].draws[0], rtol=2e-4, err_msg=m.name)
 
 
+@pytest.mark.thorough
 def test_a_structure_that_takes_the_dose(responses):
     """If it fails, cells per kg are not multiplied by the weight, or the dose does not reach the curve."""
     model = ck.load_model("barros_2021_hdlm2")

@@ -81,6 +81,7 @@ def test_a_level_that_stays_where_it_is_gives_the_model_without_time(made):
     )
 
 
+@pytest.mark.thorough
 def test_the_slope_of_the_level_is_recovered(made):
     """If it fails, the effect of a level that changes is not that of the level of the day."""
     ln, days, time, event = made

@@ -311,7 +311,7 @@ def test_planted_spikes_and_zeros_are_found():
 WIDE = {"omega.cmax": 2.8, "sigma.qpcr": 0.65}
 
 
-@pytest.mark.parametrize("values", [{}, WIDE], ids=["published", "wide"])
+@pytest.mark.parametrize("values", [pytest.param({}, marks=pytest.mark.thorough), WIDE], ids=["published", "wide"])
 def test_clean_trials_raise_few_alarms(values):
     """If it fails, a review of good data is noise: at most one patient in a hundred is named for nothing."""
     assert alarms(10, **values) < 0.01

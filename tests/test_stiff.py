@@ -15,6 +15,7 @@ from carkinetics.model_files import load_model
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
 from populations import POPULATIONS
+from tiers import tiered
 
 TIMES = np.array([0.0, 0.02, 0.5, 2, 5, 9, 14, 21, 28, 60, 120, 240, 365])
 SINGH = load_model("singh_2021_idecabtagene")
@@ -68,6 +69,7 @@ def test_singh_is_the_supplements_equations():
     np.testing.assert_allclose(found[1:], marrow[1:], atol=2e-3)  # at day 0: their guard, our none
 
 
+@pytest.mark.thorough
 def test_a_tumours_burden_moves_singhs_peak_and_the_dose_does_not():
     """If it fails, the central finding of the paper is lost: 16 times the dose, nearly the same peak."""
     population = BY_NAME["singh_2021_idecabtagene"]
@@ -136,7 +138,7 @@ def hardiansyah_by_scipy(patient, times, share=SHARE, *, r_and_d=True):
     return np.concatenate(found, axis=1)
 
 
-@pytest.mark.parametrize("patient", PATIENTS)
+@pytest.mark.parametrize("patient", tiered(PATIENTS, thorough={"upn1"}))
 def test_hardiansyah_is_the_papers_equations_with_its_three_infusions(patient):
     """If it fails, an equation, a unit of the cytokines' production or a later infusion is wrong."""
     population = BY_NAME[f"hardiansyah_2019_{patient}"]
@@ -201,6 +203,7 @@ def test_fast_cytokines_follow_their_production():
     assert expected[-1] > 10 * expected[1]
 
 
+@pytest.mark.thorough
 def test_a_treatment_that_slows_growth_lowers_the_cytokines():
     """If it fails, a treatment on growth does not reach what the cells make."""
     population = BY_NAME["cytokine_release"]

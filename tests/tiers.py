@@ -5,8 +5,8 @@ from collections.abc import Collection, Iterable
 import pytest
 
 
-def tiered(names: Iterable[str], *, thorough: Collection[str]) -> list:
+def tiered(names: Iterable, *, thorough: Collection) -> list:
     """The cases of a parametrised test, those named last marked as thorough."""
     names = list(names)
     assert set(thorough) < set(names), "a fast case has to stay, and the others to exist"
-    return [pytest.param(n, id=n, marks=[pytest.mark.thorough] if n in thorough else []) for n in names]
+    return [pytest.param(n, id=str(n), marks=[pytest.mark.thorough] if n in thorough else []) for n in names]
