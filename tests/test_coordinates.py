@@ -182,7 +182,7 @@ def test_the_density_counts_the_jacobian_of_the_map(name):
             assert float(density(x)) == pytest.approx(wanted, rel=1e-11, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", STEIN)
+@pytest.mark.parametrize("name", tiered(STEIN, thorough={"everything", "fixed"}))
 def test_the_inverse_is_the_inverse(name):
     """If it fails, a chain that changes coordinates in mid-run jumps to another place."""
     with jax.enable_x64(True):
@@ -214,6 +214,7 @@ def test_where_a_start_is_found_nought_is_the_start_with_everything():
         np.testing.assert_allclose(z, start.z, rtol=0, atol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_map_is_smooth_and_its_gradient_finite_for_every_patient():
     """If it fails, patients without samples (no information) make the gradient NaN."""
     with jax.enable_x64(True):

@@ -9,6 +9,7 @@ from scipy import stats
 from carkinetics.layout import make_layout
 from carkinetics.model_files import load_model
 from carkinetics.population import correlations, population
+from tiers import tiered
 
 PUBLISHED = load_model("stein_2019_tisagenlecleucel")
 # Neighbours, every other one, all, and an order that is not the model's.
@@ -41,7 +42,7 @@ def matrix_of(layout, phi):
     return whole
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("block", tiered(BLOCKS, thorough=BLOCKS[:2]))
 def test_density_of_correlated_parameters_is_scipys(block):
     """If it fails, the population is another one than its correlations say."""
     with jax.enable_x64(True):

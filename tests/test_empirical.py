@@ -12,6 +12,7 @@ from carkinetics.model_files import load_model
 from carkinetics.structure import inputs
 from carkinetics.structures import STRUCTURES
 from one_patient import by_scipy, drawn, solved, typical
+from tiers import tiered
 
 TIMES = np.array([0.0, 0.5, 1, 2, 3, 5, 7, 9, 11, 14, 17, 21, 28, 42, 60, 90, 180, 365])
 EC = ("foldx", "tmax", "cmax", "alpha", "fb", "beta")
@@ -71,8 +72,8 @@ def test_without_a_lag_it_is_expansion_contraction():
         np.testing.assert_allclose(ours, solved("expansion_contraction", TIMES, plain), rtol=0, atol=ROUNDING)
 
 
-@pytest.mark.parametrize(("tlag", "tmax"), [(5.0, 5.0), (9.0, 5.0), (400.0, 5.0)])
-def test_a_peak_within_the_lag_means_no_growth(tlag, tmax):
+@pytest.mark.parametrize("tlag", tiered([5.0, 9.0, 400.0], thorough={5.0, 400.0}))
+def test_a_peak_within_the_lag_means_no_growth(tlag, tmax=5.0):
     """If it fails, a patient whose lag is drawn longer than the time to the peak shrinks backwards from it."""
     values = typical("lag_expansion_contraction", tlag=tlag, tmax=tmax, fb=1e-9, alpha=0.2)
     found = np.exp(solved("lag_expansion_contraction", np.array([0.0, 2.0, 5.0, 10.0]), values))

@@ -113,6 +113,7 @@ def test_it_starts_at_the_peak_over_the_fold_expansion():
         assert float(start.memory) == 0
 
 
+@pytest.mark.thorough
 def test_gradients_equal_finite_differences():
     """If it fails, the sampler moves along a wrong gradient in at least one of the six parameters."""
     for values in drawn(25, seed=4):

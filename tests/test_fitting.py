@@ -146,6 +146,7 @@ def test_one_patient_can_be_fitted(small_trial, small_settings):
     assert np.isfinite(result.tree["posterior"]["theta"].values).all()
 
 
+@pytest.mark.thorough
 def test_patients_without_samples_are_kept(small_trial, small_settings):
     """A patient with a dose and no sample stays in the population, predicted from it."""
     table = small_trial.table

@@ -139,6 +139,7 @@ def test_every_infusion_falls_in_proportion_to_its_dose(base):
         np.testing.assert_allclose(found[other], plain[other], rtol=1e-9)
 
 
+@pytest.mark.thorough
 def test_the_closed_form_of_several_infusions_is_its_ode():
     """If it fails, a solver check of such a fit compares two different models."""
     wrapped = InfusionPhase(Doses(), 2e8)

@@ -52,7 +52,8 @@ def test_every_number_has_a_source(path):
 
 # Of stiff structures another file's are in the fast tier.
 facts_of = pytest.mark.parametrize(
-    "name", tiered([p.stem for p in FILES], thorough={"hardiansyah_2019_upn1", "barros_2021_hdlm2"})
+    "name",
+    tiered([p.stem for p in FILES], thorough={"hardiansyah_2019_upn1", "hardiansyah_2019_upn3", "barros_2021_hdlm2"}),
 )
 
 

@@ -20,6 +20,7 @@ from one_patient import by_scipy
 from populations import POPULATIONS
 from test_expansion_contraction import TYPICAL
 from test_infusion_phase import Cells, Doses, curve
+from tiers import tiered
 
 STEIN = Occasions(STRUCTURES["expansion_contraction"], ("cmax", "tmax"))
 TIMES = np.array([0.0, 1.0, 5.0, 9.3, 20.0, 40.0, 40.001, 44.0, 49.0, 60.0, 168.0])
@@ -277,7 +278,13 @@ def test_competition_changes_its_growth_at_the_infusion_as_by_scipy():
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["expansion_contraction", "four_phases", "effector_memory", "smooth_gates"])
+@pytest.mark.parametrize(
+    "name",
+    tiered(
+        ["expansion_contraction", "four_phases", "effector_memory", "smooth_gates"],
+        thorough={"four_phases", "smooth_gates"},
+    ),
+)
 def test_gradients_are_finite(name):
     """If it fails, infusions that never come, or samples at an infusion's time, give NaN to the sampler."""
     base, values = STRUCTURES[name], typical(name)[0]

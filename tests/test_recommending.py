@@ -93,6 +93,7 @@ def test_the_same_seed_gives_the_same_and_another_one_nearly(fit, responses):
     np.testing.assert_allclose(one.p_best, other.p_best, atol=0.1)
 
 
+@pytest.mark.thorough
 def test_new_exposures_are_those_of_fitted_patients(data):
     """If it fails, new patients' exposure is another quantity than the one that the response was fitted to."""
     model, rng = ck.load_model(dosing.MODEL), np.random.default_rng(0)

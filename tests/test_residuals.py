@@ -128,7 +128,7 @@ def points(name, kind):
     return [(np.log(y), f, a) for y in (1, 30, 1000) for f in (-3.0, 4.0, 7.0) for a in (1e-3, 0.1, 10.0)]
 
 
-@pytest.mark.parametrize("kind", tiered(KINDS, thorough={"between"}))
+@pytest.mark.parametrize("kind", tiered(KINDS, thorough={"between", "above"}))
 @pytest.mark.parametrize("name", FAMILIES)
 def test_values_and_slopes_equal_fifty_digits(name, kind):
     """If it fails, a residual family bends a fit by a numerical error, or its sampler by a wrong gradient."""

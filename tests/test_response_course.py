@@ -36,6 +36,7 @@ def made():
     return ln, days, np.maximum(time, 0.01), event
 
 
+@pytest.mark.thorough
 def test_the_cumulative_hazard_is_the_integral_of_the_hazard(made):
     """If it fails, time at risk with a changing level is misweighed."""
     ln, days, time, event = made

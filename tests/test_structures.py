@@ -41,6 +41,8 @@ LARGE = {
     "chaudhury_2020_ec50",
     "mueller_schoell_2021_axicabtagene",
     "leon_triana_2021_ball",
+    "chaudhury_2020_lotka_volterra",
+    "kimmel_2021_axicabtagene",
 }
 
 

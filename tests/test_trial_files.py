@@ -151,6 +151,7 @@ def test_outcomes_follow_from_exposure_as_stated():
     assert dataclasses.replace(of, link=Link()).chance(np.array([1.0, 5.0])).tolist() == pytest.approx([0.2, 0.2])
 
 
+@pytest.mark.thorough
 @pytest.mark.filterwarnings("ignore:.*every value is below the limit")
 def test_the_command_line_tells_a_trial_from_a_model(tmp_path, capsys):
     """If it fails, ``carkinetics simulate trial.toml`` takes a trial for a model, or writes what nobody reads."""
