@@ -209,9 +209,9 @@ def test_a_killed_worker_loses_nothing(trial, twelve, tmp_path):
     ) as cluster, distributed.Client(cluster) as client:  # fmt: skip
 
         def kill():
-            while not list(tmp_path.glob("batch_*")):
+            while not (done := list(tmp_path.glob("batch_*.json"))):
                 time.sleep(0.1)
-            killed.append(json.loads(next(tmp_path.glob("batch_*.json")).read_text())["rows"][0]["pid"])
+            killed.append(json.loads(done[0].read_text())["rows"][0]["pid"])
             os.kill(killed[0], signal.SIGKILL)
 
         threading.Thread(target=kill, daemon=True).start()

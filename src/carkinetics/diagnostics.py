@@ -277,7 +277,7 @@ def _typical(fit: Fit, keep: np.ndarray) -> Float[np.ndarray, "parameter sample 
             typical = population(layout, phi, design).typical
             return natural(layout, jnp.broadcast_to(typical, (len(typical), fit.data.n_subjects)))
 
-        return np.asarray(jax.vmap(one, out_axes=1)(jnp.asarray(phi)))
+        return np.asarray(jax.jit(jax.vmap(one, out_axes=1))(jnp.asarray(phi)))
 
 
 def _ln_curves(

@@ -105,7 +105,8 @@ def _curves(fit: Fit, phi: Float[np.ndarray, "draw phi"], people: pd.DataFrame) 
             typical = population(layout, phi, jnp.asarray(design)).typical
             return natural(layout, jnp.broadcast_to(typical, (len(typical), n)))
 
-        values = np.asarray(jax.vmap(one, out_axes=1)(jnp.asarray(phi))).reshape(len(layout.parameters), -1)
+        each = jax.jit(jax.vmap(one, out_axes=1))
+        values = np.asarray(each(jnp.asarray(phi))).reshape(len(layout.parameters), -1)
         typical = jax.tree.map(lambda a: jnp.repeat(a, values.shape[1], axis=-1), typical_inputs(model))
     ln = solve(model.structure, _TIMES, values, typical)[model.structure.outputs[0]]
     return ln.reshape(len(_TIMES), len(phi), n)

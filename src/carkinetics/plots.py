@@ -171,7 +171,7 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
     Where the two coincide, the data said nothing.
     """
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FormatStrFormatter, LogLocator, NullLocator
 
     names, draws = population_draws(fit)
     prior_names, prior = population_draws(fit, group="prior")
@@ -200,7 +200,7 @@ def posteriors(fit: Fit, *, truth: Mapping[str, float] | None = None, columns: i
             ax.set_xscale("log")
             ax.xaxis.set_major_locator(LogLocator(subs=(1, 3) if bins[-1] < 100 * bins[0] else (1,)))
             ax.xaxis.set_major_formatter(FormatStrFormatter("%g"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
+            ax.xaxis.set_minor_locator(NullLocator())
         ax.tick_params(labelsize=7)
         ax.spines[["top", "right", "left"]].set_visible(False)
     for ax in axes.flat[len(names) :]:
