@@ -299,7 +299,7 @@ def individual_fits(
         mine = (data.subject == data.subjects.index(subject)) & (data.assay == k)
         samples(ax, data.time[mine], data.dv[mine], data.cens[mine])
         ax.set_yscale("log")
-        ax.yaxis.set_minor_locator(NullLocator())  # in panels this small they are grey, and half of the drawing time
+        ax.yaxis.set_minor_locator(NullLocator())  # in panels this small they merge, and take half of the drawing
         _days(ax, part["TIME"][part["ID"] == subject])
         if shown.size:
             ax.set_ylim(max(shown.min(), 1e-300) / 6, shown.max() * 6)
